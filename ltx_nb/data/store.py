@@ -6,8 +6,8 @@
 __all__ = ['SUFFIX', 'VALUES_KEY', 'PROBE_BYTES', 'COMPONENT_PREFIXES', 'MANIFEST', 'atomic_path', 'remove_leftovers',
            'RecordError', 'record_path', 'write_record', 'read_record', 'fingerprint', 'checkpoint_identity', 'Source',
            'file_hash', 'source_of', 'Recipe', 'Entry', 'Manifest', 'WrongCheckpointError', 'check_checkpoint',
-           'list_records', 'modern_record', 'resolve_root', 'PrecomputedDataset', 'collate', 'epoch_batches',
-           'BucketedSampler', 'record_kind', 'DummyDataset', 'cached_record']
+           'list_records', 'modern_record', 'resolve_root', 'PrecomputedDataset', 'collate', 'group_by_shape',
+           'epoch_batches', 'BucketedSampler', 'record_kind', 'DummyDataset', 'cached_record']
 
 # %% ../../nbs/4_data/02_store.ipynb #b186091d
 import hashlib
@@ -321,6 +321,12 @@ def _read_manifest(root: Path) -> tuple[dict[str, dict[str, Entry]], list[Path]]
         records.setdefault(role, {})[sample] = entry
     return {role: {s: e for s, e in samples.items() if e is not None} for role, samples in records.items()}, journals
 
+
+def _append(journal: Path, note: dict) -> None:
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with open(journal, "a", encoding="utf-8") as file:
+        file.write(json.dumps(note) + "\n")
+
 # %% ../../nbs/4_data/02_store.ipynb #118c485f
 class Manifest:
     "Which record was made from what, and by which checkpoint."
@@ -362,18 +368,13 @@ class Manifest:
         size = 0 if absent else record_path(self.root, role, sample).stat().st_size
         entry = Entry(recipe, size, absent, time.time())
         self.records.setdefault(role, {})[sample] = entry
-        self._note(role, sample, _entry_data(entry))
+        _append(self._journal, {"role": role, "sample": sample, **_entry_data(entry)})
 
     def remove(self, role: str, sample: str) -> None:
         "Delete a record that no longer says what its source says, before it is made anew."
         record_path(self.root, role, sample).unlink(missing_ok=True)
         self.records.get(role, {}).pop(sample, None)
-        self._note(role, sample, {"removed": True, "time": time.time()})
-
-    def _note(self, role: str, sample: str, data: dict) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self._journal, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"role": role, "sample": sample, **data}) + "\n")
+        _append(self._journal, {"role": role, "sample": sample, "removed": True, "time": time.time()})
 
     def save(self) -> Path:
         "Fold the journals of all processes into `manifest.json`."
@@ -403,14 +404,15 @@ def check_checkpoint(
             for part, maker in entry.recipe.made_by.items():
                 ours = identity.get(part)
                 if ours and ours["fingerprint"] != maker["fingerprint"]:
-                    wrong[role, part, *(f"{who['name']} ({who['fingerprint']})" for who in (maker, ours))] += 1
+                    theirs, our = (f"{who['name']} ({who['fingerprint']})" for who in (maker, ours))
+                    wrong[role, part, theirs, our] += 1
         unlisted = len(list_records(Path(root) / role).keys() - entries.keys())
         if unlisted:
             unknown.append(f"{role}: {unlisted} records that no manifest knows; their checkpoint cannot be checked")
     if wrong:
         lines = "\n".join(
-            f"  {role}: {count} of {len(manifest.records[role])} records made by the {part} of {theirs}, the run has {ours}"
-            for (role, part, theirs, ours), count in wrong.items()
+            f"  {role}: {count} of {len(manifest.records[role])} records, {part} of {theirs}; the run has {our}"
+            for (role, part, theirs, our), count in wrong.items()
         )
         raise WrongCheckpointError(
             f"The dataset {root} was prepared with other weights than those of this run:\n{lines}\n"
@@ -605,8 +607,8 @@ def _stack(values: Sequence[Any], name: str, samples: Sequence[Any]) -> Any:
         for value, sample in zip(values, samples):
             if value.shape != first.shape:
                 raise ValueError(
-                    f"{name}: sample {samples[0]} is {list(first.shape)}, sample {sample} is {list(value.shape)}. Samples "
-                    "of different shapes cannot share a batch: group them with BucketedSampler, or use batch_size 1."
+                    f"{name}: sample {samples[0]} is {list(first.shape)}, sample {sample} is {list(value.shape)}. "
+                    "Samples of different shapes cannot share a batch: use BucketedSampler, or batch_size 1."
                 )
         return torch.stack(list(values))
     if isinstance(first, Mapping):
@@ -641,6 +643,16 @@ def _shuffled(items: Sequence, *seed: int) -> list:
     return random.Random("/".join(map(str, seed))).sample(items, len(items))  # a generator of its own
 
 
+def group_by_shape(
+    shapes: Sequence[Hashable],  # of every sample
+) -> list[list[int]]:  # the samples of each bucket
+    "Samples that may share a batch."
+    members: dict[Hashable, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        members.setdefault(shape, []).append(index)
+    return list(members.values())
+
+
 def epoch_batches(
     buckets: Sequence[Sequence[int]],  # samples of equal shape
     size: int,  # samples a batch, on all processes together
@@ -673,27 +685,24 @@ class BucketedSampler(Sampler[list[int]]):
         world_size: int = 1,  # how many processes share the data
         shuffle: bool = True,  # off: samples in their own order
     ):
-        members: dict[Hashable, list[int]] = {}
-        for index, shape in enumerate(shapes):
-            members.setdefault(shape, []).append(index)
-        self.buckets, self.samples, self.global_batch = list(members.values()), len(shapes), batch_size * world_size
-        self.batch_size, self.rank, self.seed = batch_size, rank, seed if shuffle else None
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size} on rank {rank} of {world_size} processes is not possible.")
-        if self.samples < self.global_batch:
+        if len(shapes) < batch_size * world_size:
             raise ValueError(
-                f"The dataset has {self.samples} sample(s), but one batch takes {self.global_batch} (batch_size "
+                f"The dataset has {len(shapes)} sample(s), but one batch takes {batch_size * world_size} (batch_size "
                 f"{batch_size} on {world_size} process(es)). Lower optimization.batch_size or add clips."
             )
-        self.epoch, self.offset, self._batches = 0, 0, {}
-        self._settle()
+        self.buckets, self.global_batch = group_by_shape(shapes), batch_size * world_size
+        self.batch_size, self.rank, self.seed = batch_size, rank, seed if shuffle else None
+        self.epoch, self.offset, self._batches = 0, -1, {}
+        self.advance()
 
     def batches(self, epoch: int) -> list[list[int]]:
         "The batches of this process in one epoch."
         if epoch not in self._batches:
             mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-            everyone = epoch_batches(self.buckets, self.global_batch, epoch, self.seed)
-            self._batches = {epoch: [batch[mine] for batch in everyone]}
+            batches = epoch_batches(self.buckets, self.global_batch, epoch, self.seed)
+            self._batches = {epoch: [batch[mine] for batch in batches]}
         return self._batches[epoch]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -702,29 +711,24 @@ class BucketedSampler(Sampler[list[int]]):
             yield from self.batches(epoch)[offset:]
             epoch, offset = epoch + 1, 0
 
-    def _settle(self) -> None:
-        while self.offset >= len(self.batches(self.epoch)):  # an epoch of a tiny bucket may have no batch of its own
-            self.epoch, self.offset = self.epoch + 1, 0
-
     def advance(self) -> None:
         "One batch has been used."
         self.offset += 1
-        self._settle()
+        while self.offset >= len(self.batches(self.epoch)):  # a small dataset has epochs without a batch of their own
+            self.epoch, self.offset = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         "The place in the data, and what it is a place in; plain values."
-        order = {"seed": self.seed, "global_batch": self.global_batch, "buckets": [len(b) for b in self.buckets]}
-        return {"epoch": self.epoch, "offset": self.offset, **order}
+        sizes = [len(bucket) for bucket in self.buckets]
+        return dict(epoch=self.epoch, offset=self.offset, seed=self.seed, global_batch=self.global_batch, buckets=sizes)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go to a saved place; a place in other data is refused, and the sampler stays where it is."
-        ours = self.state_dict()
-        order = [name for name in ours if name not in ("epoch", "offset")]
-        wrong = "; ".join(f"{n}: saved {state.get(n)}, now {ours[n]}" for n in order if state.get(n) != ours[n])
+        ours = {**self.state_dict(), "epoch": state["epoch"], "offset": state["offset"]}
+        wrong = "; ".join(f"{n}: saved {state.get(n)}, now {ours[n]}" for n in ours if state.get(n) != ours[n])
         if wrong:
             raise ValueError(f"The saved place in the data does not fit this run ({wrong}). Start the order anew.")
         self.epoch, self.offset = state["epoch"], state["offset"]
-        self._settle()
 
 # %% ../../nbs/4_data/02_store.ipynb #e6b7bedd
 def record_kind(
@@ -738,7 +742,7 @@ def record_kind(
         return f"{stream}_mask"
     return "audio_latents" if stream == "audio" else "latents"
 
-
+# %% ../../nbs/4_data/02_store.ipynb #c2defbe7
 class DummyDataset(Dataset):
     "Random samples of the right shapes, for the folders that a strategy reads."
 
@@ -756,48 +760,44 @@ class DummyDataset(Dataset):
         latent_channels: int = 128,  # of the video latents
         seed: int = 0,  # the numbers follow from it
     ):
-        self.sources, self.dataset_length, self.seed, self.fps = _sources(data_sources), dataset_length, seed, fps
-        self.grid, self.seconds = latent_shape(width, height, num_frames), num_frames / fps
-        self.latent_channels, self.context_length = latent_channels, context_length
-        self.context_widths = {"video_context": context_width, "audio_context": audio_context_width}
+        self.seed, self.sources, seconds = seed, _sources(data_sources), num_frames / fps
+        grid, steps = latent_shape(width, height, num_frames), audio_latent_length(seconds)
+        place = {**dict(zip(("num_frames", "height", "width"), grid)), "fps": fps}
+        contexts = {"video_context": context_width, "audio_context": audio_context_width}
+        self.layout = {  # kind -> shapes of its tensors, and its plain values
+            "conditions": ({name: (context_length, channels) for name, channels in contexts.items()}, {}),
+            "latents": ({"latents": (latent_channels, *grid)}, place),
+            "audio_latents": ({"latents": (8, steps, 16)}, {"duration": seconds}),
+            "video_mask": ({"mask": grid}, {}),
+            "audio_mask": ({"mask": (steps,)}, {}),
+        }
         self.samples = [f"sample_{index:05d}" for index in range(dataset_length)]
 
     def __len__(self) -> int:
-        return self.dataset_length
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"Sample {index} of a dataset of {len(self)}.")
-        item = {"idx": index}
+        name, item = self.samples[index], {"idx": index}
         for folder, keys in self.sources.items():
-            item.update({key: dict(self._record(folder, index)) for key in keys})
+            tensors, values = self._record(folder, name)
+            item.update({key: {**tensors, **values} for key in keys})
         return item
 
-    def _record(self, folder: str, index: int) -> dict[str, Any]:
-        digits = hashlib.sha256(f"{self.seed}/{folder}/{index}".encode()).digest()[:7]
+    def _record(self, folder: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        digits = hashlib.sha256(f"{self.seed}/{folder}/{name}".encode()).digest()[:7]
         generator = torch.Generator().manual_seed(int.from_bytes(digits, "big"))
-        steps, kind = audio_latent_length(self.seconds), record_kind(folder)
-        if kind == "conditions":
-            widths = self.context_widths.items()
-            return {name: torch.randn(self.context_length, width, generator=generator) for name, width in widths}
-        if kind.endswith("mask"):
-            shape = (steps,) if kind == "audio_mask" else self.grid
-            return {"mask": torch.randint(0, 2, shape, generator=generator).float()}
-        if kind == "audio_latents":
-            return {"latents": torch.randn(8, steps, 16, generator=generator), "duration": self.seconds}
-        latents = torch.randn(self.latent_channels, *self.grid, generator=generator)
-        return {"latents": latents, **dict(zip(("num_frames", "height", "width"), self.grid)), "fps": self.fps}
+        shapes, values = self.layout[record_kind(folder)]
+        tensors = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        return {key: (t > 0).float() if key == "mask" else t for key, t in tensors.items()}, values
 
     def save(
         self,
         root: Path | str,  # the store to fill
     ) -> Path:  # the same
         "Write the samples as records, so that a loop can be tried from disk."
-        for index, sample in enumerate(self.samples):
+        for sample in self.samples:
             for folder in self.sources:
-                record = self._record(folder, index)
-                tensors = {k: v for k, v in record.items() if torch.is_tensor(v)}
-                write_record(root, folder, sample, tensors, {k: v for k, v in record.items() if k not in tensors})
+                write_record(root, folder, sample, *self._record(folder, sample))
         return Path(root)
 
 # %% ../../nbs/4_data/02_store.ipynb #b5402695
