@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SUFFIX', 'VALUES_KEY', 'PROBE_BYTES', 'COMPONENT_PREFIXES', 'MANIFEST', 'atomic_path', 'remove_leftovers',
-           'RecordError', 'record_path', 'write_record', 'read_record', 'fingerprint', 'checkpoint_identity', 'Source',
-           'file_hash', 'source_of', 'Recipe', 'Entry', 'Manifest', 'WrongCheckpointError', 'check_checkpoint',
-           'list_records', 'modern_record', 'resolve_root', 'PrecomputedDataset', 'collate', 'group_by_shape',
-           'epoch_batches', 'BucketedSampler', 'record_kind', 'DummyDataset', 'cached_record']
+           'RecordError', 'record_path', 'storable', 'write_record', 'read_record', 'fingerprint',
+           'checkpoint_identity', 'Source', 'file_hash', 'source_of', 'Recipe', 'Entry', 'Manifest',
+           'WrongCheckpointError', 'check_checkpoint', 'list_records', 'modern_record', 'resolve_root',
+           'PrecomputedDataset', 'collate', 'group_by_shape', 'epoch_batches', 'BucketedSampler', 'record_kind',
+           'DummyDataset', 'cached_record']
 
 # %% ../../nbs/4_data/02_store.ipynb #b186091d
 import hashlib
@@ -18,7 +19,6 @@ import os
 import random
 import re
 import shutil
-import struct
 import time
 import uuid
 from collections import Counter
@@ -104,6 +104,21 @@ def record_path(
     return Path(root) / role / f"{sample}{SUFFIX}"
 
 # %% ../../nbs/4_data/02_store.ipynb #96e8d695
+def storable(
+    tensors: Mapping[str, Tensor],  # by name; on any device, possibly views of one another
+    dtype: torch.dtype | None = None,  # cast floating point tensors to it; None: leave them
+) -> dict[str, Tensor]:  # on the CPU, contiguous, no two sharing memory: what safetensors accepts
+    "Make tensors ready to be written; copies only what has to be copied."
+    ready, storages = {}, set()
+    for name, tensor in tensors.items():
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        tensor = tensor.detach().to("cpu", target).contiguous()
+        where = tensor.untyped_storage().data_ptr()
+        ready[name] = tensor.clone() if where in storages else tensor
+        storages.add(where)
+    return ready
+
+
 def write_record(
     root: Path | str,  # the store
     role: str,  # folder name
@@ -112,14 +127,9 @@ def write_record(
     values: Mapping[str, Any] | None = None,  # numbers, strings, null
 ) -> Path:  # the file written
     "Write one record, whole or not at all."
-    path, stored, storages = record_path(root, role, sample), {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        where = tensor.untyped_storage().data_ptr()
-        stored[name] = tensor.clone() if where in storages else tensor  # LTX-2 hands out one tensor under two names
-        storages.add(where)
+    path = record_path(root, role, sample)
     with atomic_path(path) as temporary:
-        save_file(stored, temporary, {VALUES_KEY: json.dumps(dict(values or {}))})
+        save_file(storable(tensors), temporary, {VALUES_KEY: json.dumps(dict(values or {}))})
     return path
 
 # %% ../../nbs/4_data/02_store.ipynb #0ff0e9e4
@@ -171,8 +181,11 @@ def fingerprint(
 ) -> str | None:  # 16 hexadecimal digits; None where no tensor has such a name
     "Tell apart weights without reading all of them."
     with open(path, "rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(length))
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length) if 0 < length < os.path.getsize(path) else "")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a safetensors file, or only a part of one.") from error
         header.pop("__metadata__", None)
         names = sorted(name for name in header if name.startswith(tuple(prefixes)))
         digest = hashlib.sha256()
@@ -719,8 +732,8 @@ class BucketedSampler(Sampler[list[int]]):
 
     def state_dict(self) -> dict[str, Any]:
         "The place in the data, and what it is a place in; plain values."
-        sizes = [len(bucket) for bucket in self.buckets]
-        return dict(epoch=self.epoch, offset=self.offset, seed=self.seed, global_batch=self.global_batch, buckets=sizes)
+        order = {"seed": self.seed, "global_batch": self.global_batch, "buckets": [len(b) for b in self.buckets]}
+        return {"epoch": self.epoch, "offset": self.offset, **order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go to a saved place; a place in other data is refused, and the sampler stays where it is."
