@@ -151,13 +151,13 @@ def _check_audio_config(config: AudioConfig, net: dict, stft: dict) -> None:
         ("ddconfig.causality_axis", config.causality in CAUSALITY_AXES, config.causality, f"one of {CAUSALITY_AXES}"),
         ("ddconfig.norm_type", config.norm == "pixel" or config.causality is None, "group with a causality_axis",
          "pixel: group norm looks at the whole sound and cannot be causal"),
-        ("ddconfig.ch_mult", len(config.multipliers) == 3, list(config.multipliers), "three levels (time shrinks by 4)"),
+        ("ddconfig.ch_mult", len(config.multipliers) == 3, list(config.multipliers), "three levels: time shrinks by 4"),
         ("ddconfig.mel_bins", config.mel_bins % AUDIO_DOWNSAMPLE == 0, config.mel_bins, "a multiple of 4"),
         ("ddconfig.double_z", net.get("double_z", True) is True, net.get("double_z"), "true"),
         ("ddconfig.attn_type", net.get("attn_type", "vanilla") == "vanilla", net.get("attn_type"), "vanilla"),
         ("ddconfig.resamp_with_conv", net.get("resamp_with_conv", True) is True, net.get("resamp_with_conv"), "true"),
         ("preprocessing.stft.causal", stft.get("causal", True) is True, stft.get("causal"), "true"),
-        ("sampling rate / hop / 4", rate == AUDIO_LATENTS_PER_SECOND, rate, f"{AUDIO_LATENTS_PER_SECOND} latents a second"),
+        ("sampling rate / hop / 4", rate == AUDIO_LATENTS_PER_SECOND, rate, f"{AUDIO_LATENTS_PER_SECOND} a second"),
     ]
     for name, fine, given, expected in rules:
         if not fine:
