@@ -18,10 +18,10 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'adapter_is_described', 'only_frozen_weights_are_quantized', 'adapter_meets_a_stream',
            'prompts_can_be_encoded', 'warmup_ends', 'apply_rules', 'filled_sections', 'LtxTrainerConfig',
            'resolve_data_root', 'dataset_is_complete', 'header_of', 'model_files_exist', 'sample_media_exist',
-           'sizes_fit_the_grid', 'packages_are_installed', 'refuse', 'readable_sections', 'make_config', 'ConfigLoader',
-           'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'config_text', 'load_config',
-           'save_config', 'check_files', 'mode_name', 'stream_line', 'size_line', 'plan_rows', 'plan_notes', 'Plan',
-           'show']
+           'sizes_fit_the_grid', 'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config',
+           'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'config_text',
+           'load_config', 'save_config', 'check_files', 'mode_name', 'stream_line', 'size_line', 'plan_rows',
+           'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -32,11 +32,12 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import (
@@ -1079,6 +1080,14 @@ def refuse(
     raise ConfigError("\n".join([f"{count} in {source}:", *(f"  - {line}" for line in problems[:shown]), *rest]))
 
 
+@lru_cache
+def reader_of(
+    section: str,  # name of a field of `LtxTrainerConfig`
+) -> TypeAdapter:
+    "What reads one section without the others."
+    return TypeAdapter(get_type_hints(LtxTrainerConfig, include_extras=True)[section])
+
+
 def readable_sections(
     given: Mapping,  # the whole configuration
     broken: set[str],  # sections with errors
@@ -1089,9 +1098,7 @@ def readable_sections(
         if name in broken:
             continue
         if name in given:
-            sections[name] = TypeAdapter(Annotated[(field.annotation, field, *field.metadata)]).validate_python(
-                given[name]
-            )
+            sections[name] = reader_of(name).validate_python(given[name])
         elif not field.is_required():
             sections[name] = field.get_default(call_default_factory=True)
     return sections

@@ -1,0 +1,799 @@
+"The configuration: what is accepted, what is refused, and how a refusal reads."
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ltx_nb.config import (
+    ConfigWarning,
+    FlexibleStrategyConfig,
+    LtxTrainerConfig,
+    TextToVideoConfig,
+    ValidationConfig,
+    check_files,
+    example_configs,
+    load_config,
+    make_config,
+    plan_notes,
+    save_config,
+    show,
+)
+from ltx_nb.latents import ConfigError
+from pydantic import ValidationError
+
+VIDEO = {"is_generated": True, "latents_dir": "latents"}
+AUDIO = {"is_generated": True, "latents_dir": "audio_latents"}
+VALID = {
+    "model": {"model_path": "model.safetensors", "text_encoder_path": "gemma"},
+    "lora": {"rank": 8, "alpha": 8},
+    "training_strategy": {"name": "flexible", "video": VIDEO, "audio": AUDIO},
+    "data": {"preprocessed_data_root": "data"},
+    "validation": {"samples": [{"prompt": "rain"}], "video_dims": [64, 64, 17]},
+}
+SECTIONS = (
+    "model",
+    "lora",
+    "training_strategy",
+    "optimization",
+    "acceleration",
+    "data",
+    "validation",
+    "checkpoints",
+    "hub",
+    "flow_matching",
+    "wandb",
+)
+MEDIA_CONDITIONS = ("prefix", "suffix", "mask", "reference")
+
+
+def changed(path, value, base=VALID):
+    "A valid configuration with one value changed (or, with `...`, removed)."
+    given = copy.deepcopy(base)
+    *parents, last = path.split(".")
+    here = given
+    for part in parents:
+        here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
+    if value is ...:
+        del here[last]
+    else:
+        here[int(last) if isinstance(here, list) else last] = value
+    return given
+
+
+def refusal(given, check_files=False):
+    "The message with which a configuration is refused."
+    with pytest.raises(ConfigError) as caught:
+        make_config(given, check_files)
+    return str(caught.value)
+
+
+def with_condition(condition, stream="video"):
+    return changed(f"training_strategy.{stream}.conditions", [condition])
+
+
+def with_sample(**sample):
+    return changed("validation.samples", [{"prompt": "rain", **sample}])
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    "A folder in which everything that VALID names exists."
+    monkeypatch.chdir(tmp_path)
+    header = json.dumps({"__metadata__": {"config": json.dumps({"transformer": {}})}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "gemma").mkdir()
+    for folder in "conditions", "latents", "audio_latents":
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "a.safetensors").touch()
+    return tmp_path
+
+
+def test_a_valid_configuration_passes_with_and_without_its_files(machine):
+    assert make_config(VALID, check_files=True) == make_config(VALID)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_unknown_key_is_refused_in_every_section(section):
+    given = changed(f"{section}.surely_unknown", 1)
+    assert f"{section}.surely_unknown: unknown key" in refusal(given)
+    with pytest.raises(ValidationError):
+        LtxTrainerConfig.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    "path, meant",
+    [
+        ("sede", "seed"),
+        ("optimization.learning_rat", "learning_rate"),
+        ("training_strategy.video.is_generate", "is_generated"),
+        ("validation.samples.0.promt", "prompt"),
+    ],
+)
+def test_unknown_key_names_the_nearest_one(path, meant):
+    assert f"{path}: unknown key; did you mean {meant}?" in refusal(changed(path, 1))
+
+
+def test_unknown_key_inside_a_condition_is_located_without_the_union_tag():
+    given = with_condition({"type": "mask", "mask_dir": "m", "mask_dirr": "m"})
+    assert "training_strategy.video.conditions.0.mask_dirr: unknown key; did you mean mask_dir?" in refusal(given)
+    given = with_sample(conditions=[{"type": "mask", "video": "a.mp4", "mask": 5}])
+    assert "validation.samples.0.conditions.0.mask: given 5" in refusal(given)
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("optimization.steps", 0),
+        ("optimization.learning_rate", 0),
+        ("optimization.learning_rate", float("nan")),
+        ("optimization.batch_size", 0),
+        ("optimization.gradient_accumulation_steps", -1),
+        ("optimization.betas", [0.9, 1.0]),
+        ("lora.rank", 1),
+        ("lora.target_modules", []),
+        ("lora.dropout", 1.5),
+        ("checkpoints.interval", 0),
+        ("checkpoints.keep_last_n", -2),
+        ("data.num_dataloader_workers", -1),
+        ("validation.video_cfg_scale", 0.5),
+        ("validation.guidance_rescale", 1.1),
+        ("validation.inference_steps", 0),
+        ("validation.frame_rate", 0),
+        ("validation.video_dims", [64, 64]),
+        ("acceleration.quantization", "int3-quanto"),
+        ("model.model_path", "https://example.org/model.safetensors"),
+        ("model.model_path", ""),
+        ("output_dir", 5),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_its_path_and_what_was_given(path, value):
+    message = refusal(changed(path, value))
+    assert message.startswith("1 problem in") and re.search(rf"- {path}(: given|\.\d: given|\.\d: missing)", message)
+
+
+def test_all_problems_are_reported_at_once(machine):
+    given = changed("optimization", {"steps": 0, "learning_rat": 1})
+    given["sede"] = 1
+    given["validation"]["video_dims"] = [64, 65, 16]
+    given["model"] |= {"training_mode": "full", "model_path": "elsewhere.safetensors"}
+    given["acceleration"] = {"quantization": "int8-quanto"}
+    message = refusal(given, check_files=True)
+    paths = (
+        "optimization.steps",
+        "optimization.learning_rat",
+        "sede",
+        "acceleration.quantization",
+        "model.model_path",
+        "validation.video_dims",
+    )
+    assert message.startswith(f"{len(paths)} problems")
+    assert all(f"- {path}: " in message for path in paths)
+
+
+@pytest.mark.parametrize("word", ["bad", "1e"])
+def test_text_that_is_a_number_is_read_as_one(word):
+    assert make_config(changed("optimization.learning_rate", "1e-4")).optimization.learning_rate == 1e-4
+    assert "optimization.learning_rate: given" in refusal(changed("optimization.learning_rate", word))
+
+
+def test_yaml_words_for_false_are_read_as_the_words(tmp_path):
+    text = yaml.safe_dump(VALID) + "acceleration: {mixed_precision_mode: no}\ncheckpoints: {save_training_state: off}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    config = load_config(tmp_path / "a.yaml", check_files=False)
+    assert (config.acceleration.mixed_precision_mode, config.checkpoints.save_training_state) == ("no", "off")
+
+
+def test_an_empty_section_means_its_defaults():
+    assert make_config(changed("validation", None)) == make_config(changed("validation", {}))
+
+
+# --- strategies
+
+
+def test_something_must_be_generated():
+    frozen = {"name": "flexible", "video": VIDEO | {"is_generated": False}}
+    assert "nothing is generated" in refusal(changed("training_strategy", frozen))
+
+
+@pytest.mark.parametrize(
+    "condition", [{"type": "first_frame"}, {"type": "spatial_crop", "spatial_region": [0, 0, 64, 64]}]
+)
+def test_conditions_of_pictures_are_refused_on_audio(condition):
+    make_config(with_condition(condition, "video"))
+    assert "audio cannot take" in refusal(with_condition(condition, "audio"))
+
+
+@pytest.mark.parametrize("box", [[64, 0, 0, 64], [0, 64, 64, 64], [-1, 0, 64, 64]])
+def test_a_region_without_inside_is_refused(box):
+    assert "spatial_region" in refusal(with_condition({"type": "spatial_crop", "spatial_region": box}))
+
+
+def test_data_sources_follow_the_blocks():
+    given = with_condition({"type": "reference", "latents_dir": "reference_latents"})
+    given["training_strategy"]["audio"] = AUDIO | {"conditions": [{"type": "mask", "mask_dir": "audio_masks"}]}
+    assert make_config(given).training_strategy.get_data_sources() == {
+        "conditions": "conditions",
+        "latents": "video_latents",
+        "reference_latents": "reference_latents",
+        "audio_latents": "audio_latents",
+        "audio_masks": "audio_masks",
+    }
+
+
+def test_one_folder_in_two_roles_is_refused():
+    assert "latents" in refusal(with_condition({"type": "reference", "latents_dir": "latents"}))
+
+
+def test_a_condition_that_a_frozen_block_ignores_is_reported():
+    given = with_condition({"type": "first_frame"})
+    given["training_strategy"]["video"]["is_generated"] = False
+    with pytest.warns(ConfigWarning, match="first_frame changes nothing"):
+        make_config(given)
+
+
+@pytest.mark.parametrize(
+    "old, conditions, audio",
+    [
+        (None, ["first_frame"], None),
+        ({"name": "text_to_video", "first_frame_conditioning_p": 0}, [], None),
+        ({"with_audio": True, "audio_latents_dir": "sound"}, ["first_frame"], "sound"),
+        ({"name": "video_to_video", "first_frame_conditioning_p": 0.2}, ["reference", "first_frame"], None),
+        ({"reference_latents_dir": "ref"}, ["reference", "first_frame"], None),
+    ],
+)
+def test_an_old_strategy_is_translated_and_the_warning_carries_its_replacement(old, conditions, audio):
+    with pytest.warns(ConfigWarning, match="deprecated") as caught:
+        config = make_config(changed("training_strategy", old))
+    strategy = config.training_strategy
+    assert [c.type for c in strategy.video.conditions] == conditions
+    assert (strategy.audio and strategy.audio.latents_dir) == audio
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replacement = yaml.safe_load(str(caught[0].message).split("\n\n", 1)[1])
+        assert make_config(VALID | replacement) == config
+
+
+def test_a_block_without_a_name_is_understood_by_its_keys():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make_config(changed("training_strategy.name", ...)) == make_config(VALID)
+
+
+def test_an_old_strategy_object_is_accepted_in_python():
+    with pytest.warns(ConfigWarning):
+        config = LtxTrainerConfig(**VALID | {"training_strategy": TextToVideoConfig()})
+    assert isinstance(config.training_strategy, FlexibleStrategyConfig)
+
+
+def test_unknown_strategy_lists_the_known_ones():
+    assert "flexible" in refusal(changed("training_strategy", {"name": "image_to_video"}))
+
+
+# --- rules between sections
+
+
+@pytest.mark.parametrize(
+    "changes, path",
+    [
+        ({"lora": None}, "lora: missing"),
+        ({"model.training_mode": "full", "acceleration.quantization": "int8-quanto"}, "acceleration.quantization"),
+        ({"model.text_encoder_path": None}, "model.text_encoder_path"),
+        (
+            {"training_strategy.audio": None, "lora.target_modules": ["audio_attn1.to_k", "audio_ff.net.2"]},
+            "lora.target_modules",
+        ),
+        ({"optimization.steps": 10, "optimization.warmup_steps": 10}, "optimization.warmup_steps"),
+        ({"hub.push_to_hub": True}, "hub: push_to_hub needs hub_model_id"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_refused(changes, path):
+    given = VALID
+    for name, value in changes.items():
+        given = changed(name, value, given)
+    assert f"- {path}" in refusal(given)
+    with pytest.raises(ValidationError):
+        LtxTrainerConfig.model_validate(given)
+
+
+def test_prompts_need_no_text_encoder_when_nothing_is_validated():
+    given = changed("validation.interval", None, changed("model.text_encoder_path", None))
+    assert make_config(given).validation.samples
+
+
+@pytest.mark.parametrize(
+    "path, params, problem",
+    [
+        ("optimization.scheduler_params", {"end_facto": 0.5}, "did you mean end_factor?"),
+        ("optimization.scheduler_params", {"end_factor": 2}, "end_factor: given 2"),
+        ("optimization.scheduler_params", [1], "scheduler_params"),
+        ("flow_matching.timestep_sampling_params", {"std": -1}, "std: given -1"),
+        ("flow_matching.timestep_sampling_params", {"min_value": 0.1}, "min_value: unknown key"),
+    ],
+)
+def test_bad_schedule_and_sampler_parameters_fail_early(path, params, problem):
+    message = refusal(changed(path, params))
+    assert path in message and problem in message
+
+
+def test_schedule_fills_in_what_depends_on_the_steps_and_leaves_the_config_alone():
+    given = changed(
+        "optimization", {"steps": 200, "scheduler_type": "cosine_with_restarts", "scheduler_params": {"T_mult": "2"}}
+    )
+    config = make_config(given)
+    before = config.model_dump()
+    assert config.optimization.schedule() == {"T_0": 50, "T_mult": 2, "eta_min": 5e-5}
+    assert config.model_dump() == before and config.optimization.scheduler_params == {"T_mult": 2}
+
+
+def test_sampler_parameters_fit_the_sampler():
+    from ltx_nb.samplers import get_timestep_sampler
+
+    params = {"std": 0.5, "eps": 0.01, "uniform_prob": 0.2, "max_shift": 2.05}
+    flow = make_config(changed("flow_matching.timestep_sampling_params", params)).flow_matching
+    sampler = get_timestep_sampler(flow.timestep_sampling_mode, flow.timestep_sampling_params)
+    assert {name: getattr(sampler, name) for name in params} == params
+
+
+# --- validation samples
+
+
+@pytest.mark.parametrize("kind", MEDIA_CONDITIONS)
+def test_a_condition_takes_exactly_one_medium(kind):
+    condition = {"type": kind} | ({"mask": "m.png"} if kind == "mask" else {})
+    for media in {}, {"video": "a.mp4", "audio": "a.wav"}:
+        assert "either video or audio" in refusal(with_sample(conditions=[condition | media]))
+    make_config(with_sample(conditions=[condition | {"video": "a.mp4"}]))
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [{"type": "video_to_audio", "video": "a.mp4"}, {"type": "audio_to_video", "audio": "a.wav"}],
+        [{"type": "video_to_audio", "video": "a.mp4"}, {"type": "first_frame", "image_or_video": "a.png"}],
+        [{"type": "video_to_audio", "video": "a.mp4"}, {"type": "reference", "video": "b.mp4"}],
+        [{"type": "audio_to_video", "audio": "a.wav"}, {"type": "prefix", "audio": "b.wav"}],
+    ],
+)
+def test_conditions_on_a_frozen_stream_conflict(conditions):
+    assert "validation.samples.0" in refusal(with_sample(conditions=conditions))
+
+
+def test_a_frozen_stream_leaves_the_other_one_free():
+    conditions = [{"type": "video_to_audio", "video": "a.mp4"}, {"type": "prefix", "audio": "b.wav", "duration": 1}]
+    assert len(make_config(with_sample(conditions=conditions)).validation.samples[0].conditions) == 2
+
+
+def test_samples_need_an_output():
+    given = changed("validation.generate_video", False, changed("validation.generate_audio", False))
+    assert "both false" in refusal(given)
+
+
+def test_old_prompts_become_samples():
+    validation = ValidationConfig.model_validate(
+        {
+            "prompts": ["a", "b"],
+            "images": ["a.png", "b.png"],
+            "reference_videos": ["a.mp4", "b.mp4"],
+            "reference_downscale_factor": 2,
+            "include_reference_in_output": True,
+        }
+    )
+    assert [s.prompt for s in validation.samples] == ["a", "b"]
+    first, reference = validation.samples[1].conditions
+    assert os.path.basename(first.image_or_video) == "b.png"
+    assert (os.path.basename(reference.video), reference.downscale_factor, reference.include_in_output) == (
+        "b.mp4",
+        2,
+        True,
+    )
+
+
+def test_prompts_beside_samples_are_ignored_aloud():
+    with pytest.warns(ConfigWarning, match="ignored"):
+        assert [s.prompt for s in make_config(changed("validation.prompts", ["snow"])).validation.samples] == ["rain"]
+
+
+@pytest.mark.parametrize(
+    "old, scales",
+    [
+        ({"guidance_scale": 4}, (4, 4, 1, 1)),
+        ({"stg_scale": 0.5}, (3, 7, 0.5, 0.5)),
+        ({"stg_scale": 0.5, "stg_mode": "stg_v"}, (3, 7, 0.5, 0)),
+    ],
+)
+def test_old_guidance_is_migrated(old, scales):
+    v = make_config(changed("validation", old)).validation
+    assert (v.video_cfg_scale, v.audio_cfg_scale, v.video_stg_scale, v.audio_stg_scale) == scales
+
+
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        {"guidance_scale": 4, "audio_cfg_scale": 3},
+        {"stg_scale": 1, "video_stg_scale": 1},
+        {"stg_mode": "stg_x"},
+        {"prompts": ["a", "b"], "images": ["a.png"]},
+        {"prompts": ["a"], "reference_videos": []},
+    ],
+)
+def test_mixed_or_uneven_old_fields_are_refused(mixed):
+    assert "- validation: " in refusal(changed("validation", mixed))
+
+
+# --- files on this machine
+
+
+def test_dataset_root_and_its_parent_are_the_same(machine):
+    (machine / "parent").mkdir()
+    (machine / "data").rename(machine / "parent" / ".precomputed")
+    for root in "parent", "parent/.precomputed":
+        make_config(changed("data.preprocessed_data_root", root), check_files=True)
+
+
+@pytest.mark.parametrize("missing", ["conditions", "latents", "audio_latents"])
+def test_a_missing_data_folder_is_named_with_what_is_there(machine, missing):
+    (machine / "data" / missing / "a.safetensors").unlink()
+    assert f"folder '{missing}'" in refusal(VALID, check_files=True)
+    (machine / "data" / missing).rmdir()
+    message = refusal(VALID, check_files=True)
+    assert f"folder '{missing}'" in message and str(machine / "data" / missing) in message
+    assert all(other in message for other in {"conditions", "latents", "audio_latents"} - {missing})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model.model_path",
+        "model.text_encoder_path",
+        "model.load_checkpoint",
+        "model.video_vae_path",
+        "data.preprocessed_data_root",
+    ],
+)
+def test_a_missing_file_is_named(machine, path):
+    message = refusal(changed(path, "nowhere/at_all"), check_files=True)
+    assert message.startswith("1 problem") and f"- {path}: " in message and str(machine / "nowhere") in message
+
+
+def test_missing_media_of_samples_are_named(machine):
+    message = refusal(with_sample(conditions=[{"type": "mask", "video": "a.mp4", "mask": "m.png"}]), check_files=True)
+    assert "conditions.0.video: no such file" in message and "conditions.0.mask: no such file" in message
+
+
+@pytest.mark.parametrize(
+    "size, near", [([960, 540, 89], "512 or 544"), ([960, 544, 90], "89 or 97"), ([16, 64, 17], "32")]
+)
+def test_a_size_off_the_grid_names_the_nearest(machine, size, near):
+    message = refusal(changed("validation.video_dims", size), check_files=True)
+    assert f"validation.video_dims: given {size}" in message and near in message
+
+
+def test_the_grid_is_the_one_of_the_checkpoint(machine):
+    config = {
+        "vae": {"patch_size": 4, "encoder_blocks": [["compress_all", {}], ["compress_space", {}]]}
+    }  # 2 frames, 16 pixels
+    header = json.dumps({"__metadata__": {"config": json.dumps(config)}}).encode()
+    given = changed("validation.video_dims", [48, 48, 3])
+    assert "[48, 48, 3]" in refusal(given, check_files=True)
+    (machine / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    make_config(given, check_files=True)
+
+
+@pytest.mark.parametrize("kind, frames, near", [("prefix", 8, "1 or 9"), ("suffix", 9, "8 or 16")])
+def test_a_window_off_the_grid_names_the_nearest(machine, kind, frames, near):
+    (machine / "a.mp4").touch()
+    message = refusal(
+        with_sample(conditions=[{"type": kind, "video": "a.mp4", "num_frames": frames}]), check_files=True
+    )
+    assert f"num_frames: given {frames}" in message and near in message
+
+
+def test_check_files_sees_later_edits(machine):
+    config = make_config(VALID, check_files=True)
+    assert check_files(config) == config
+    config.optimization.steps = 0
+    with pytest.raises(ConfigError, match="optimization.steps: given 0"):
+        check_files(config)
+
+
+def test_a_missing_package_is_named_before_training(machine, monkeypatch):
+    monkeypatch.setattr("ltx_nb.config.find_spec", lambda name: None)
+    assert "pip install wandb" in refusal(changed("wandb.enabled", True), check_files=True)
+
+
+# --- files of configuration
+
+
+@pytest.mark.parametrize("name", example_configs())
+def test_examples_are_valid_and_survive_a_round_trip(name, tmp_path):
+    config = load_config(name, check_files=False)
+    saved = save_config(config, tmp_path / "deep" / "training_config.yaml")
+    assert load_config(saved, check_files=False) == config
+    assert os.listdir(saved.parent) == [saved.name]
+    with open(saved) as file:
+        yaml.safe_load(file)
+    assert not plan_notes(config)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("t2v_lora", (32, 1e-4, 2000, [960, 544, 89], "adamw", None)),
+        ("t2v_lora_low_vram", (16, 1e-4, 2000, [576, 576, 49], "adamw8bit", "int8-quanto")),
+    ],
+)
+def test_examples_hold_the_reference_recipe(name, expected):
+    c = load_config(name, check_files=False)
+    o = c.optimization
+    assert (
+        c.lora.rank,
+        o.learning_rate,
+        o.steps,
+        list(c.validation.video_dims),
+        o.optimizer_type,
+        c.acceleration.quantization,
+    ) == expected
+
+
+def test_saving_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
+    config = make_config(VALID)
+    path = save_config(config, tmp_path / "c.yaml")
+    before = path.read_text()
+
+    def disk_full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("ltx_nb.config.os.replace", disk_full)
+    config.seed = 7
+    with pytest.raises(OSError):
+        save_config(config, path)
+    assert path.read_text() == before and os.listdir(tmp_path) == ["c.yaml"]
+
+
+def test_overrides_change_single_values():
+    config = load_config(
+        "t2v_lora",
+        [
+            "optimization.steps=10",
+            "lora.rank=8",
+            "acceleration.quantization=null",
+            "validation.samples.1.prompt=snow",
+            "optimization.learning_rate=1e-5",
+            "optimization.scheduler_params.end_factor=0.5",
+            "validation.video_dims=[64, 64, 17]",
+        ],
+        check_files=False,
+    )
+    assert (config.optimization.steps, config.lora.rank, config.validation.samples[1].prompt) == (10, 8, "snow")
+    assert (config.optimization.learning_rate, config.optimization.scheduler_params) == (1e-5, {"end_factor": 0.5})
+    assert load_config("t2v_lora", {"seed": 3}, check_files=False).seed == 3
+
+
+@pytest.mark.parametrize(
+    "override, problem",
+    [
+        ("optimization.step=10", "did you mean steps?"),
+        ("optimization.steps", "PATH=VALUE"),
+        ("=1", "PATH=VALUE"),
+        ("seed=[1", "not readable as YAML"),
+        ("validation.samples.7.prompt=snow", "below 2"),
+        ("seed.x=1", "seed"),
+        ("seed..x=1", "PATH=VALUE"),
+    ],
+)
+def test_bad_overrides_are_refused(override, problem):
+    with pytest.raises(ConfigError, match="(?s)" + problem.replace("?", r"\?")):
+        load_config("t2v_lora", [override], check_files=False)
+
+
+@pytest.mark.filterwarnings("ignore::ltx_nb.config.ConfigWarning")
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("", "should be a mapping"),
+        ("- 1", "should be a mapping"),
+        ("a: [1", "not readable as YAML"),
+        ("seed: 1\nseed: 2", "written twice"),
+        ("seed: !!timestamp x", "not readable as YAML"),
+        ("model: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+        ("model: 5", "model: given 5"),
+    ],
+)
+def test_files_that_are_no_configuration_are_refused(tmp_path, text, problem):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_binary_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in tmp_path / "a.yaml", tmp_path / "nothing.yaml", tmp_path:
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            load_config(path)
+    with pytest.raises(ConfigError, match="did you mean t2v_lora"):
+        load_config("t2v_lra")
+
+
+def test_a_file_written_by_the_reference_with_tuple_tags_is_read(tmp_path):
+    given = changed("validation.video_dims", (576, 576, 49))
+    (tmp_path / "old.yaml").write_text(yaml.dump(given))
+    assert "python/tuple" in (tmp_path / "old.yaml").read_text()
+    assert load_config(tmp_path / "old.yaml", check_files=False).validation.video_dims == (576, 576, 49)
+
+
+# --- the plan
+
+
+def test_plan_says_the_same_in_text_html_and_terminal():
+    from rich.console import Console
+
+    given = changed("validation.samples.0.prompt", "<b>rain</b>", changed("output_dir", "/runs/[bold]<x>"))
+    plan = show(make_config(given))
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))
+    console.print(plan)
+    for text in str(plan), console.export_text():
+        assert "text to video with sound" in text and "LoRA of rank 8" in text and "/runs/[bold]<x>" in text
+    assert "/runs/[bold]&lt;x&gt;" in plan._repr_html_() and "<x>" not in plan._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "changes, note",
+    [
+        ({"optimization.steps": 50}, "no samples of the trained model"),
+        ({"model.training_mode": "full"}, "lora is ignored"),
+        ({"lora.target_modules": ["to_k", "audio_attn1.to_k"], "training_strategy.audio": None}, "audio_attn1.to_k"),
+        (
+            {"training_strategy.video.conditions": [{"type": "reference", "latents_dir": "r"}]},
+            "no validation sample has one",
+        ),
+    ],
+)
+def test_plan_notes_what_one_may_not_expect(changes, note):
+    assert plan_notes(make_config(VALID)) == []
+    given = VALID
+    for name, value in changes.items():
+        given = changed(name, value, given)
+    assert any(note in line for line in plan_notes(make_config(given)))
+
+
+# --- anything at all
+
+KEYS = st.sampled_from(
+    [
+        *SECTIONS,
+        "seed",
+        "output_dir",
+        "name",
+        "type",
+        "video",
+        "audio",
+        "conditions",
+        "samples",
+        "prompts",
+        "images",
+        "prompt",
+        "is_generated",
+        "latents_dir",
+        "model_path",
+        "preprocessed_data_root",
+        "scheduler_params",
+        "steps",
+        "video_dims",
+        "flexible",
+        "mask",
+        "stg_scale",
+        "guidance_scale",
+        "reference_videos",
+        "scheduler_type",
+        "timestep_sampling_params",
+    ]
+) | st.text(max_size=3)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        [
+            "flexible",
+            "text_to_video",
+            "video_to_video",
+            "mask",
+            "prefix",
+            "lora",
+            "full",
+            "~",
+            "a\0b",
+            "\ud800",
+            "x" * 300,
+            1e400,
+        ]
+    )
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def accepted_or_refused(given, check_files):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConfigWarning)
+        try:
+            return make_config(given, check_files)
+        except ConfigError as error:
+            assert len(str(error)) < 20_000
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(KEYS | st.integers(), ANYTHING, max_size=5), st.booleans())
+def test_any_mapping_is_a_configuration_or_a_config_error(given, check_files):
+    accepted_or_refused(given, check_files)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(
+        [
+            "model",
+            "lora",
+            "training_strategy",
+            "training_strategy.video",
+            "training_strategy.video.conditions",
+            "optimization",
+            "optimization.scheduler_params",
+            "flow_matching.timestep_sampling_params",
+            "validation",
+            "validation.samples",
+            "validation.samples.0.conditions",
+            "validation.prompts",
+            "data.preprocessed_data_root",
+            "model.model_path",
+            "hub",
+            "validation.samples.0",
+            "validation.video_dims",
+            "output_dir",
+            "checkpoints",
+            "acceleration",
+        ]
+    ),
+    ANYTHING,
+)
+def test_any_value_anywhere_in_a_valid_configuration_is_taken_or_refused(path, value):
+    config = accepted_or_refused(changed(path, value), check_files=False)
+    if config:
+        assert make_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.filterwarnings("ignore::ltx_nb.config.ConfigWarning")
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(alphabet="ab:- \n[]{}&*!|>'\"#,?1.e~%@\t", max_size=40))
+def test_any_text_is_a_configuration_or_a_config_error(text, tmp_path):
+    path = tmp_path / "any.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+@pytest.mark.filterwarnings("ignore::ltx_nb.config.ConfigWarning")
+def test_a_file_that_contains_itself_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "model: &a {model_path: *a, lora: [*a, *a]}\nlora: *a\n" + yaml.safe_dump({"data": VALID["data"]})
+    )
+    with pytest.raises(ConfigError):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_reading_a_configuration_does_not_import_torch():
+    code = "import sys; from ltx_nb.config import load_config; load_config('t2v_lora', check_files=False); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
