@@ -3,15 +3,14 @@
     python docs/build.py            # nbs/ -> _proc/ (processed notebooks) -> _docs/ (the site)
 
 1. A sidebar by floors is written from the notebooks that exist.
-2. Every notebook goes through nbdev's processors, with three of them replaced: the exported module itself is documented
-   (so that dataclass fields show their comments), public methods get a signature too, and exported source stays visible.
+2. Every notebook goes through nbdev's processors and ours (pages.py): a heading, a link to the line and a signature
+   for every public symbol. Outputs are those that the notebook was saved with; nothing is run.
 3. smalldocs renders the result. The sources stay Quarto-compatible.
 4. Formulas become MathML, links to our own host become relative, and everything that would be fetched is removed.
-5. The site is checked: a dead link, a formula that was not converted or anything fetched from elsewhere fails the build.
+5. The site is checked: a dead link, a formula left as TeX or anything fetched from elsewhere fails the build.
 
 docs/README.md says why it is done this way."""
 
-import ast
 import html
 import json
 import multiprocessing
@@ -21,15 +20,17 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-NBS, PROC, SITE = ROOT / "nbs", ROOT / "_proc", ROOT / "_docs"
-sys.path.insert(0, str(ROOT))  # the checkout, not an installed copy
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pages import NBS, PROC, ROOT, document, page_name
+
+SITE = ROOT / "_docs"
 
 FLOORS = {  # folder of nbs/: its name in the sidebar, in reading order
     "tutorials": "Tutorials",
@@ -53,11 +54,6 @@ def notebooks() -> list[Path]:
         found |= {p.relative_to(NBS) for p in (NBS / floor).glob("*.ipynb")}
     order = list(FLOORS)
     return sorted(found, key=lambda p: (order.index(p.parts[0]) if len(p.parts) > 1 else -1, p.name))
-
-
-def page_name(notebook: Path) -> Path:
-    "`3_flow/00_samplers.ipynb` -> `3_flow/samplers.ipynb`, as nbdev names its pages."
-    return notebook.with_name(re.sub(r"^\d+[a-z]?_", "", notebook.name))
 
 
 def title_of(notebook: Path) -> str:
@@ -90,150 +86,9 @@ def write_config(pages: list[Path]):
     (NBS / "sidebar.yml").write_text(yaml.safe_dump(sidebar(pages), sort_keys=False))
 
 
-# ---- 2. notebooks -> documented notebooks ----
-
-
-def exported_module(cells) -> str | None:
-    "`#| default_exp model.video_vae` -> `ltx_nb.model.video_vae`"
-    for cell in cells:
-        names = cell.directives_.get("default_exp") if cell.cell_type == "code" else None
-        if names:
-            return f"ltx_nb.{names[0]}"
-    return None
-
-
-def public_symbols(source: str) -> tuple[list[str], list[str]]:
-    "What an exported cell defines: public functions and classes, and the public, described methods of those classes."
-    symbols, methods = [], []
-    for node in ast.parse(source).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-            continue
-        symbols.append(node.name)
-        for inner in node.body if isinstance(node, ast.ClassDef) else ():
-            if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_") and ast.get_docstring(inner):
-                # a property or a nested-decorator method has no signature worth a heading of its own
-                if not any(getattr(d, "id", getattr(d, "attr", "")) in ("property", "setter", "field_validator",
-                           "model_validator", "overload") for d in inner.decorator_list):  # fmt: skip
-                    methods.append(f"{node.name}.{inner.name}")
-    return symbols, methods
-
-
-def processors():
-    "nbdev's processors, with ours in the place of those that document and hide exported cells."
-    from execnb.nbio import mk_cell
-    from execnb.shell import CaptureShell
-    from nbdev import processors as P
-    from nbdev.process import Processor
-
-    def show(symbol: str, level: int):
-        cell = mk_cell(f"#| output: asis\n#| echo: false\nshow_doc({symbol}, title_level={level})")
-        cell.directives_, cell.documents = {"output:": ["asis"], "echo:": ["false"]}, True
-        return cell
-
-    class DocumentExports(Processor):
-        "Signature and parameters above the source of every exported cell, methods below it."
-
-        def begin(self):
-            module = exported_module(self.nb.cells)
-            cells = []
-            for cell in self.nb.cells:
-                flags = set(getattr(cell, "directives_", None) or {}) if cell.cell_type == "code" else set()
-                if not flags & {"export", "exports", "exporti"} or "hide" in flags or not module:
-                    cells.append(cell)
-                    continue
-                body = ast.parse(cell.source).body
-                imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
-                symbols, methods = public_symbols(cell.source) if "exporti" not in flags else ([], [])
-                fold = ("true", f"Imports of {module}") if imports else ("show", module)
-                cell.source = f'#| code-fold: {fold[0]}\n#| code-summary: "{fold[1]}"\n{cell.source}'
-                cells += [show(s, 3) for s in symbols] + [cell] + [show(m, 4) for m in methods]
-            self.nb.cells = cells
-            self.nb.module_ = module
-
-    class RunDocumentation(Processor):
-        "Run the `show_doc` cells, and nothing else, against the exported module."
-
-        def begin(self):
-            self.shell = None
-            if self.nb.module_:
-                self.shell = CaptureShell()
-                self.shell.run_cell(
-                    f"from nbdev.showdoc import show_doc\nimport {self.nb.module_} as _m\n"
-                    "globals().update({k: v for k, v in vars(_m).items() if not k.startswith('__')})"
-                )
-                if self.shell.exc:
-                    raise RuntimeError(f"{self.nb.module_} does not import") from self.shell.exc
-
-        def cell(self, cell):
-            if self.shell and cell.cell_type == "code" and (hasattr(cell, "documents") or "exec_doc" in cell.directives_):
-                self.shell.cell(cell)
-                if self.shell.exc:
-                    raise RuntimeError(f"in {self.nb.module_}: {cell.source}") from self.shell.exc
-
-    class HidePlumbing(Processor):
-        "`#| hide` and `#| default_exp` cells leave no trace; exported source stays."
-
-        def cell(self, cell):
-            if cell.cell_type == "code" and (cell.directives_ or {}).keys() & {"hide", "default_exp"}:
-                del cell["source"]
-
-    ours = {
-        P.add_show_docs: DocumentExports, P.exec_show_docs: RunDocumentation, P.rm_export: HidePlumbing,
-        P.add_fold: None, P.mv_exports: None, P.insert_warning: None,
-    }  # fmt: skip
-
-    class Chapter(P.FilterDefaults):
-        def procs(self):
-            return [new for new in (ours.get(p, p) for p in self.base_procs()) if new]
-
-    return Chapter
-
-
-def outside_links(text: str, notebook: Path, source_host: str) -> str:
-    "Mend relative links: chapters lose their numbers, and files outside nbs/ are read on the source host."
-
-    def mend(match):
-        target, anchor = re.fullmatch(r"([^#]*)(#.*)?", match[2]).groups()
-        if not target or "://" in target or target.startswith(("mailto:", "data:", "attachment:")):
-            return match[0]
-        path = Path(os.path.normpath(notebook.parent / target))
-        if path.parts and path.parts[0] == "..":
-            return f"{match[1]}{source_host}/{Path(*path.parts[1:]).as_posix()}{anchor or ''})"
-        if path.suffix == ".ipynb":
-            return f"{match[1]}{Path(target).with_name(page_name(path).name).as_posix()}{anchor or ''})"
-        return match[0]
-
-    return re.sub(r"(\]\()([^)\s]+)\)", mend, text)
-
-
-def document(notebook: Path) -> str:
-    "Process one notebook of nbs/ into _proc/; returns its name."
-    from execnb.nbio import read_nb, write_nb
-    from nbdev.config import get_config
-
-    os.environ["IN_TEST"] = "1"  # nbdev's sign that a notebook is processed, not used
-    cfg = get_config(path=ROOT)
-    host = f"{cfg.git_url}/blob/{cfg.branch}"
-    nb = read_nb(NBS / notebook)
-    for cell in nb.cells:
-        if cell.cell_type == "markdown":
-            cell.source = outside_links(cell.source, notebook, host)
-    processors()()(nb)
-    if notebook.name != "index.ipynb":
-        source = f"{host}/{notebook.as_posix() if notebook.parts[0] == 'tutorials' else f'nbs/{notebook.as_posix()}'}"
-        front = nb.cells[0]
-        if front.cell_type == "raw" and front.source.startswith("---"):
-            extra = yaml.safe_dump({"code-links": [{"text": "Notebook", "icon": "journal-code", "href": source}]})
-            front.source = re.sub(r"\n---\s*$", f"\n{extra}---\n", re.sub(r"^output-file:.*\n", "", front.source, flags=re.M))
-    target = PROC / page_name(notebook)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_nb(nb, target)
-    return notebook.as_posix()
-
-
 def copy_resources(pages: list[Path]):
     "Style, configuration and pictures that lie beside the notebooks."
-    for path in NBS.rglob("*"):
+    for path in [*NBS.glob("*"), *(p for floor in FLOORS for p in (NBS / floor).rglob("*"))]:
         keep = path.suffix in (".css", ".svg", ".png", ".jpg", ".gif", ".mp4")
         if keep and path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(NBS).parts):
             target = PROC / path.relative_to(NBS)
@@ -252,7 +107,9 @@ def copy_resources(pages: list[Path]):
 
 def render() -> Path:
     "smalldocs writes the site beside the processed notebooks; its warnings about Quarto-only keys are not ours."
-    done = subprocess.run([sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(PROC)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "smalldocs.cli", "render", "--quiet", str(PROC)], capture_output=True, text=True
+    )
     noise = re.compile(r"keep-md|commonmark|output-file|^\s*$")
     lines = [line for line in (done.stdout + done.stderr).splitlines() if not noise.search(line)]
     if done.returncode:
@@ -278,7 +135,9 @@ def to_mathml(page: str, where: str) -> tuple[str, int]:
         try:
             drawn = convert(tex, display="block" if match[1] == "display" else "inline")
         except Exception as error:
-            raise ValueError(f"{where}: the formula {tex!r} cannot be converted ({type(error).__name__}: {error})") from error
+            raise ValueError(
+                f"{where}: the formula {tex!r} cannot be converted ({type(error).__name__}: {error})"
+            ) from error
         return f'<span class="math {match[1]}">{drawn}</span>'
 
     page = re.sub(r'<span class="math (inline|display)">\\[\(\[](.*?)\\[\)\]]</span>', formula, page, flags=re.S)
@@ -286,7 +145,7 @@ def to_mathml(page: str, where: str) -> tuple[str, int]:
 
 
 FETCHED = re.compile(r'<(?:link|script)\b[^>]*(?:href|src)="https?://cdn\.[^"]*katex[^"]*"[^>]*>(?:\s*</script>)?')
-FONT_IMPORT = re.compile(r'@import\s*(?:url\()?["\']?https?://fonts\.[^;]*;?')
+FONT_IMPORT = re.compile(r"@import\s*(?:url\([^)]*\)|\"[^\"]*\"|'[^']*')[^;{]*;")
 
 
 def make_local(site: Path, own_host: str) -> int:
@@ -339,7 +198,11 @@ def check(site: Path) -> list[str]:
                 if link in page.fetched:
                     wrong.append(f"{name}: would fetch {link}")
             elif not parts.scheme:
-                path = os.path.normpath(Path(name).parent / unquote(parts.path)).replace(os.sep, "/") if parts.path else name
+                path = (
+                    os.path.normpath(Path(name).parent / unquote(parts.path)).replace(os.sep, "/")
+                    if parts.path
+                    else name
+                )
                 path = path if not (site / path).is_dir() else f"{path}/index.html".removeprefix("./")
                 if not (site / path).exists():
                     wrong.append(f"{name}: dead link {link}")
@@ -365,9 +228,9 @@ def main() -> int:
         sys.exit(f"two notebooks would become one page: {sorted(map(str, clashes))}")
     shutil.rmtree(PROC, ignore_errors=True)
     write_config(pages)
-    workers = int(os.environ.get("DOCS_WORKERS", 2))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for _ in pool.imap_unordered(document, pages, chunksize=max(1, len(pages) // (4 * workers))):
+    workers = int(os.environ.get("DOCS_WORKERS", "2"))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for _ in pool.map(document, pages):
             pass
     copy_resources(pages)
     site = render()

@@ -1,5 +1,5 @@
-"""Every notebook is a test, one item each, by the rules of `nbdev_test`: cells flagged `eval: false`, `notest`, `slow` or
-`gpu` are skipped, `skip_exec` notebooks too."""
+"""Every notebook is a test, one item each, by the rules of `nbdev_test`: cells flagged `eval: false`, `notest`, `slow`
+or `gpu` are skipped, `skip_exec` notebooks too."""
 
 from pathlib import Path
 

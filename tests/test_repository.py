@@ -120,7 +120,9 @@ def test_readme_is_what_the_landing_page_gives():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("folder, pattern", [("ltx_nb", "*.py"), ("ltx_nb", "*.yaml"), ("nbs", "*.ipynb"), ("tutorials", "*.ipynb")])
+@pytest.mark.parametrize(
+    "folder, pattern", [("ltx_nb", "*.py"), ("ltx_nb", "*.yaml"), ("nbs", "*.ipynb"), ("tutorials", "*.ipynb")]
+)
 def test_no_file_names_a_private_path(folder, pattern):
     private = re.compile(rb"/(?:work|root|home/(?!ubuntu\b)\w+|Users/\w+)/")
     found = {path: private.search(text) for path, text in tree(ROOT / folder, pattern).items()}

@@ -119,8 +119,8 @@ def main():
                 export()  # so that the notebook can import what it exports
         if args.what in ("run", "sync"):
             # a fresh process a notebook: nothing leaks from one into the next
-            code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import nb; from pathlib import Path; nb.run(Path({str(nb)!r}))"
-            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+            code = "import sys; sys.path.insert(0, 'tools'); import nb; nb.run(nb.Path(sys.argv[1]))"
+            subprocess.run([sys.executable, "-c", code, str(nb)], check=True, cwd=ROOT)
     if args.what in ("run", "sync"):
         with lock():
             export()
