@@ -31,7 +31,7 @@ from torch import Tensor
 from .data.store import atomic_path, fingerprint, storable
 
 # %% ../nbs/5_training/01_checkpoints.ipynb #78a67084
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ltx_nb.checkpoints")
 
 
 class CheckpointError(ValueError):

@@ -38,7 +38,7 @@ from torch.utils.data import Dataset, Sampler
 from ..latents import audio_latent_length, latent_shape, unpatchify_video
 
 # %% ../../nbs/4_data/02_store.ipynb #c5722afa
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("ltx_nb.data.store")
 
 # %% ../../nbs/4_data/02_store.ipynb #4c8697c8
 @contextmanager
