@@ -8,7 +8,7 @@ TORCH ?= torch
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 ARGS ?=
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 # One thread a worker: the workers are the parallelism.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -26,7 +26,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PY) -m venv $(VENV) || { \
 	  echo "$(PY) -m venv failed. On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
 	@echo "  1/2 torch"
-	@$(PIP) $(TORCH)
+	@if [ -t 1 ]; then $(subst -qq,,$(PIP)) $(TORCH); else $(PIP) $(TORCH); fi  # a person sees the download move
 	@echo "  2/2 ltx_nb and what it needs"
 	@$(PIP) -e .
 	@touch $@
