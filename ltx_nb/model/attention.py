@@ -155,6 +155,8 @@ class Rope:
         device: torch.device | None = None,  # of the activations; none: where the positions are
     ) -> RopeTable:
         "The table for these positions, remembered or new."
+        if positions.shape[0] > 1 and positions.stride(0) == 0:
+            positions = positions[:1]
         place = (dtype, torch.device(device or positions.device))
         for entry in reversed(self.kept):
             if entry[2] == place and _same_positions(entry, positions):
@@ -174,7 +176,10 @@ def _same_positions(entry: tuple, positions: Tensor) -> bool:
     kept, version = entry[:2]
     if version is None:  # a copy on the CPU
         return positions.device.type == "cpu" and torch.equal(kept, positions)
-    return kept is positions and version == positions._version
+    if positions.is_inference() or positions.device != kept.device or positions.is_meta:
+        return False
+    where = lambda t: (t.data_ptr(), t.shape, t.stride(), t.dtype)
+    return version == positions._version and where(kept) == where(positions)
 
 # %% ../../nbs/1_model/01_attention.ipynb #2699b9f5
 class Attention(nn.Module):
