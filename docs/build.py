@@ -13,14 +13,12 @@ docs/README.md says why it is done this way."""
 
 import html
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -228,10 +226,8 @@ def main() -> int:
         sys.exit(f"two notebooks would become one page: {sorted(map(str, clashes))}")
     shutil.rmtree(PROC, ignore_errors=True)
     write_config(pages)
-    workers = int(os.environ.get("DOCS_WORKERS", "2"))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(document, pages):
-            pass
+    for page in pages:
+        document(page)
     copy_resources(pages)
     site = render()
     formulas = make_local(site, cfg.doc_host + cfg.doc_baseurl)

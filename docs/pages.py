@@ -1,4 +1,4 @@
-"""Notebooks into pages: what `build.py` does to each notebook, in a worker process.
+"""Notebooks into pages: what `build.py` does to each notebook.
 
 nbdev's processors do most of it. Three are replaced, because on nbdev's pages the source of what is exported is hidden,
 and here it is what the page is about. Ours give every public function, class and method a heading with a fixed anchor, a
@@ -136,8 +136,8 @@ def outside_links(text: str, notebook: Path, source_host: str) -> str:
     return re.sub(r"(\]\()([^)\s]+)\)", mend, text)
 
 
-def document(notebook: Path) -> str:
-    "Process one notebook of nbs/ into _proc/; returns its name."
+def document(notebook: Path):
+    "Process one notebook of nbs/ into _proc/."
     from execnb.nbio import read_nb, write_nb
     from nbdev.config import get_config
 
@@ -160,4 +160,3 @@ def document(notebook: Path) -> str:
     target = PROC / page_name(notebook)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, target)
-    return notebook.as_posix()
