@@ -194,7 +194,7 @@ def thin_out(
         match = _NAME.fullmatch(path.name)
         if match and int(match[2]) <= newest:
             files.setdefault(int(match[2]), []).append(path)
-    doomed = [path for step in sorted(files.keys() | {newest})[:-keep_last_n] for path in files[step]]
+    doomed = [path for step in sorted(files)[:-keep_last_n] for path in files[step]]
     for path in doomed:
         path.unlink(missing_ok=True)
     return doomed

@@ -154,6 +154,7 @@ def test_orphans_are_swept_and_never_read(tmp_path):
     make_store(tmp_path)
     orphan = tmp_path / "latents" / f".{'0' * 32}.tmp"
     orphan.write_bytes(b"half")
+    (tmp_path / "latents/._a.safetensors").write_bytes(b"what a Mac leaves on foreign disks")
     assert len(PrecomputedDataset(tmp_path, ["latents"])) == 3
     assert remove_leftovers(tmp_path) == 0 and orphan.exists()
     assert remove_leftovers(tmp_path, older_than=-1) == 1 and not orphan.exists()
