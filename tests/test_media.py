@@ -467,19 +467,20 @@ def test_rates_that_are_none_are_refused(fps):
         media.exact_rate(fps)
 
 
-def test_nothing_half_written_is_left_and_the_old_file_stays(tmp_path, film):
-    before = film.read_bytes()
-    with pytest.raises(ValueError):  # found out only while encoding
-        with media._complete_or_nothing(film) as partial:
-            partial.write_bytes(b"half")
-            raise ValueError("stop")
-    assert film.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+@pytest.mark.parametrize("write", [
+    lambda path: write_video(path, grey(9), 24), lambda path: write_sound(path, tone(0.1), SAMPLE_RATE),
+    lambda path: write_image(path, grey(1)[0]),
+])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, write):
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
-
-def test_a_full_disk_is_reported_by_name(film):
-    with pytest.raises(OSError, match="film.mp4 failed .*full"):
-        with media._complete_or_nothing(film):
-            raise OSError(28, "No space left on device")
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"the old film")
+    monkeypatch.setattr(media.os, "replace", full)
+    with pytest.raises(OSError, match="film.mp4 failed .*No space left.*disk not full"):
+        write(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"] and path.read_bytes() == b"the old film"
 
 
 def test_one_two_and_three_frames_make_a_film(tmp_path):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMON_RATES', 'HALF_POWER', 'LEFT_WEIGHTS', 'RIGHT_WEIGHTS', 'MAX_DRIFT', 'BT709', 'LIMITED_RANGE', 'AAC_RATES',
            'MediaError', 'exact_rate', 'MediaInfo', 'probe', 'Cover', 'cover', 'apply_cover', 'to_pixels', 'to_frames',
-           'Clip', 'to_stereo', 'read_sound', 'read_video', 'contact_sheet', 'write_video', 'write_sound',
-           'write_image']
+           'Clip', 'to_stereo', 'read_sound', 'frames_from', 'read_video', 'contact_sheet', 'write_video',
+           'write_sound', 'write_image']
 
 # %% ../../nbs/4_data/00_media.ipynb #69acd748
 import math
@@ -424,13 +424,28 @@ def read_sound(
     return sound, rate
 
 # %% ../../nbs/4_data/00_media.ipynb #3d3fd4e8
+def frames_from(
+    info: MediaInfo,  # from `probe`
+    start: float = 0.0,  # seconds after the first frame
+    fps: Fraction | None = None,  # the rate to read at; None: the clip's own
+) -> tuple[Fraction, int]:  # when the window really begins, and how many frames it can have
+    "What is there to read from a moment on."
+    if info.still:
+        return Fraction(0), 1
+    rate = fps or info.fps
+    first = Fraction(math.floor(Fraction(start) * rate + Fraction(1, 100))) / rate
+    return first, max(0, math.ceil((Fraction(info.duration) - first) * rate - Fraction(1, 100)))
+
+
 def _window(info: MediaInfo, start: float, frames: int | None, fps: Fraction | None) -> tuple[Fraction, int, Fraction]:
     "Where a window really begins, how many frames it has, and their rate."
-    rate = fps or info.fps
     if start < 0 or (frames is not None and frames < 1):
         raise ValueError(f"A window needs start >= 0 and at least 1 frame, got start {start}, frames {frames}.")
-    first = Fraction(math.floor(Fraction(start) * rate + Fraction(1, 100)), 1) / rate
-    available = max(0, math.ceil((Fraction(info.duration) - first) * rate - Fraction(1, 100)))
+    if info.still and (frames or 1) > 1:
+        text = f"{info.path} is a still image; {frames} frames are wanted. Give it a bucket of 1 frame."
+        raise MediaError(text, "still")
+    rate = fps or info.fps or Fraction(1)
+    first, available = frames_from(info, start, rate)
     if available < (frames or 1):
         raise MediaError(
             f"{info.path} has {available} frames at {rate} fps from {float(first):.2f} s on; {frames or 1} are wanted. "
@@ -462,11 +477,7 @@ def read_video(
     info = path if isinstance(path, MediaInfo) else probe(path)
     if not info.has_video:
         raise MediaError(f"{info.path} holds sound only. Give a film, or read it with `read_sound`.", "no video")
-    if info.still and (frames or 1) > 1:
-        text = f"{info.path} is a still image; {frames} frames are wanted. Give it a bucket of 1 frame."
-        raise MediaError(text, "still")
-    wanted = exact_rate(fps) if fps else None
-    first, count, rate = (Fraction(0), 1, Fraction(1)) if info.still else _window(info, start, frames, wanted)
+    first, count, rate = _window(info, start, frames, exact_rate(fps) if fps else None)
     how = cover(info.width, info.height, size) if size else None
     slack = 0.3 / float(rate) if rate == info.fps and not info.variable else 0.001
     moments = [float(first + i / rate) for i in range(count)]
