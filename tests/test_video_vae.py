@@ -1,4 +1,6 @@
-"The video autoencoder: parity with ltx-core 1.0.0 on copied weights, the published layouts, and what a user can do wrong."
+"The video autoencoder: parity with ltx-core 1.0.0 on copied weights, the published layouts, and wrong input."
+
+import functools
 
 import oracle  # noqa: F401  (first: lets ltx_core import without torchaudio)
 import pytest
@@ -144,6 +146,12 @@ def no_grad():
 # ---- the published layouts at real size
 
 
+@functools.cache
+def without_memory(version, half):
+    with torch.device("meta"):
+        return half.from_config({"vae": REAL[version]})
+
+
 @pytest.mark.parametrize("half, ours, theirs", [
     ("encoder", VideoEncoder, reference.VideoEncoderConfigurator),
     ("decoder", VideoDecoder, reference.VideoDecoderConfigurator),
@@ -153,9 +161,7 @@ def no_grad():
     ("LTX-2.3", {"encoder": 86, "decoder": 86}, {"encoder": 318_936_897, "decoder": 407_169_072}),
 ])  # fmt: skip
 def test_real_size_has_the_keys_and_shapes_of_the_file(version, tensors, parameters, half, ours, theirs):
-    header = {"vae": REAL[version]}
-    with torch.device("meta"):
-        mine, oracles = ours.from_config(header), theirs.from_config(header)
+    mine, oracles = without_memory(version, ours), without_memory(version, theirs)
     shapes = {key: tuple(value.shape) for key, value in mine.state_dict().items()}
     assert shapes == {key: tuple(value.shape) for key, value in oracles.state_dict().items()}
     assert len(shapes) == tensors[half]
@@ -166,22 +172,20 @@ def test_real_size_has_the_keys_and_shapes_of_the_file(version, tensors, paramet
 
 @pytest.mark.parametrize("version", REAL)
 def test_real_size_runs_down_to_the_latent_grid_and_back_up(version):
-    with torch.device("meta"):
-        encoder, decoder = VideoEncoder.from_config({"vae": REAL[version]}), VideoDecoder.from_config({"vae": REAL[version]})
-        latents = encoder(torch.empty(1, 3, 25, 512, 768))
-        assert latents.shape == (1, 128, 4, 16, 24)
-        assert decoder(latents).shape == (1, 3, 25, 512, 768)
+    latents = without_memory(version, VideoEncoder)(torch.empty(1, 3, 25, 512, 768, device="meta"))
+    assert latents.shape == (1, 128, 4, 16, 24)
+    assert without_memory(version, VideoDecoder)(latents).shape == (1, 3, 25, 512, 768)
 
 
 def test_checkpoint_keys_cover_the_file_and_leave_the_other_statistics_out():
-    keys = ["vae.encoder.conv_in.conv.weight", "vae.per_channel_statistics.mean-of-means",
-            "vae.per_channel_statistics.std-of-means"]  # fmt: skip
+    statistics = ["vae.per_channel_statistics.mean-of-means", "vae.per_channel_statistics.std-of-means"]
+    keys = ["vae.encoder.conv_in.conv.weight", *statistics]
     found = set()
     for key in keys:
         for prefix, into in VideoEncoder.CHECKPOINT_KEYS.items():
             if key.startswith(prefix):
                 found.add(into + key[len(prefix) :])
-    assert found == {"conv_in.conv.weight", "per_channel_statistics.mean-of-means", "per_channel_statistics.std-of-means"}
+    assert found == {"conv_in.conv.weight", *(key.removeprefix("vae.") for key in statistics)}
     assert not any(key.startswith(VideoEncoder.IGNORED_KEYS) for key in keys)
     for extra in "channel", "mean-of-stds", "mean-of-stds_over_std-of-means":
         assert f"vae.per_channel_statistics.{extra}".startswith(VideoEncoder.IGNORED_KEYS)
@@ -276,6 +280,8 @@ def test_tiled_decode_equals_the_reference(tiling, chunks, total_abs):
 def test_tiled_encode_equals_the_reference(tiling, total, total_abs):
     mine, oracles = both("A", "encoder")
     x = torch.tanh(draw(6, 1, 3, 41, 192, 64))
+    if total is None:
+        x = x[:, :, :25]
     found = encode_video(mine, x, Tiling(*tiling))
     torch.testing.assert_close(found, oracles.tiled_encode(x, reference_tiling(*tiling)), **TOLERANCE)
     if total is not None:
@@ -303,7 +309,7 @@ def test_a_latent_depends_on_its_own_frames_and_the_past_only(name):
     encoder, _ = both(name, "encoder")
     x = torch.tanh(draw(4, 1, 3, 17, 64, 64))
     before = encoder(x)
-    for frame, first_changed in (16, 2), (9, 2), (8, 1), (1, 1), (0, 0):
+    for frame, first_changed in (16, 2), (9, 2), (8, 1), (0, 0):
         changed = x.clone()
         changed[:, :, frame] = -changed[:, :, frame]
         moved = (encoder(changed) - before).abs().amax((0, 1, 3, 4)) > 1e-4
@@ -380,32 +386,33 @@ def test_tiles_larger_than_the_clip_are_the_whole_clip():
 
 
 def pointwise(header, half):
-    "Networks whose convolutions look at the middle of their window only: no tile can see a border."
-    network = half.from_config(header).eval()
+    "Networks whose convolutions look at one frame and pixel of their window only: no tile can see a border."
+    network, frame = half.from_config(header).eval(), 1 if half is VideoDecoder else 2
     for module in network.modules():
         if isinstance(module, torch.nn.Conv3d):
-            centre = module.weight[..., 1:2, 1:2, 1:2].clone() if half is VideoDecoder else module.weight[..., 2:3, 1:2, 1:2].clone()
-            module.weight.zero_()
-            (module.weight[..., 1:2, 1:2, 1:2] if half is VideoDecoder else module.weight[..., 2:3, 1:2, 1:2]).copy_(centre)
+            kept = module.weight[..., frame, 1, 1].clone()
+            module.weight.zero_()[..., frame, 1, 1] = kept
     return network
 
 
-@pytest.mark.parametrize("tiling", [Tiling(64, 32, 16, 8), Tiling(96, 64, 24, 8), Tiling(64, 32, None), Tiling(None, 0, 32, 24)])
+@pytest.mark.parametrize("tiling", [Tiling(64, 32, 16, 8), Tiling(96, 64, None), Tiling(None, 0, 32, 24)])
 def test_tiled_decode_is_exact_where_no_frame_sees_its_neighbours(tiling):
     torch.manual_seed(0)
-    decoder, z = pointwise({"vae": B}, VideoDecoder), draw(2, 1, 16, 6, 4, 5)
+    decoder, z = pointwise({"vae": B}, VideoDecoder), draw(2, 1, 16, 5, 3, 4)
     torch.testing.assert_close(decode_video(decoder, z, tiling), decode_video(decoder, z), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("tiling", [Tiling(96, 64, 24, 16), Tiling(128, 64, None), Tiling(None, 0, 40, 24)])
+@pytest.mark.parametrize("tiling", [Tiling(96, 64, 24, 16), Tiling(128, 64, None), Tiling(None, 0, 32, 24)])
 def test_tiled_encode_is_exact_where_no_frame_sees_its_neighbours(tiling):
     torch.manual_seed(0)
-    encoder, x = pointwise({"vae": B}, VideoEncoder), torch.tanh(draw(2, 1, 3, 57, 160, 192))
+    encoder, x = pointwise({"vae": B}, VideoEncoder), torch.tanh(draw(2, 1, 3, 41, 32, 160))
     torch.testing.assert_close(encode_video(encoder, x, tiling), encode_video(encoder, x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(9, 4, 8), (31, 17, 30), (2, 40, 3), (1, 2, 2)])
-@pytest.mark.parametrize("tiling", [Tiling(), Tiling(384, 192, 48, 24), Tiling(128, 32, 32, 8), Tiling(64, 0, 16, 0), Tiling(512, 128, None)])
+@pytest.mark.parametrize(
+    "tiling", [Tiling(), Tiling(384, 192, 48, 24), Tiling(128, 32, 32, 8), Tiling(64, 0, 16, 0), Tiling(512, 128, None)]
+)
 def test_decode_weights_add_up_to_one_everywhere(shape, tiling):
     for spans, length in zip(decode_spans(shape, tiling), (1 + 8 * (shape[0] - 1), 32 * shape[1], 32 * shape[2])):
         total = torch.zeros(length)
@@ -439,17 +446,17 @@ def test_a_tiled_decode_never_shows_the_network_more_than_a_tile():
     decoder, seen = both("B", "decoder")[0], []
     hook = decoder.conv_in.register_forward_hook(lambda module, args, out: seen.append(tuple(args[0].shape[2:])))
     try:
-        decode_video(decoder, draw(2, 1, 16, 7, 5, 5), Tiling(64, 32, 16, 8))
+        decode_video(decoder, draw(2, 1, 16, 4, 3, 3), Tiling(64, 32, 16, 8))
     finally:
         hook.remove()
-    assert len(seen) > 20 and all(t <= 3 and h <= 2 and w <= 2 for t, h, w in seen)
+    assert len(seen) == 3 * 2 * 2 and all(t <= 3 and h <= 2 and w <= 2 for t, h, w in seen)
 
 
 def test_noisy_tiles_follow_the_generator():
-    decoder, z, tiling = both("C", "decoder")[0], draw(2, 1, 16, 5, 6, 6), Tiling(64, 32, 16, 8)
+    decoder, z, tiling = both("C", "decoder")[0], draw(2, 1, 16, 5, 4, 6), Tiling(64, 32, 16, 8)
     first, again, other = (decode_video(decoder, z, tiling, generator=generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert decoder.factors == ScaleFactors(4, 16, 16) and first.shape == (1, 3, 17, 96, 96)
+    assert decoder.factors == ScaleFactors(4, 16, 16) and first.shape == (1, 3, 17, 64, 96)
 
 
 # ---- bytes
@@ -502,7 +509,9 @@ def test_impossible_tilings_are_refused(settings):
         Tiling(**settings)
 
 
-@pytest.mark.parametrize("tiling, words", [(Tiling(overlap=32), "overlap=64"), (Tiling(frame_overlap=8), "frame_overlap=16")])
+@pytest.mark.parametrize(
+    "tiling, words", [(Tiling(overlap=32), "overlap=64"), (Tiling(frame_overlap=8), "frame_overlap=16")]
+)
 def test_overlaps_that_show_in_encoding_are_refused(tiling, words):
     with pytest.raises(ValueError, match=words):
         encode_video(both("A", "encoder")[0], torch.zeros(1, 3, 9, 64, 64), tiling)
@@ -545,7 +554,8 @@ def test_a_header_without_a_video_autoencoder_is_refused(header, half):
 def test_a_missing_timestep_conditioning_means_on_as_in_the_reference():
     vae = {key: value for key, value in A.items() if key != "timestep_conditioning"}
     with torch.device("meta"):
-        mine, oracles = VideoDecoder.from_config({"vae": vae}), reference.VideoDecoderConfigurator.from_config({"vae": vae})
+        mine = VideoDecoder.from_config({"vae": vae})
+        oracles = reference.VideoDecoderConfigurator.from_config({"vae": vae})
     assert mine.state_dict().keys() == oracles.state_dict().keys()
     assert "timestep_scale_multiplier" in mine.state_dict()
 
