@@ -56,7 +56,7 @@ class SnakeBeta(nn.Module):
         x: Tensor,  # `[B, C, samples]`
     ) -> Tensor:  # `[B, C, samples]`
         alpha, beta = (p.to(x.dtype).exp()[:, None] for p in (self.alpha, self.beta))
-        return x + torch.sin(alpha * x).square() / (beta + 1e-9)
+        return x + 1 / (beta + 1e-9) * torch.sin(alpha * x).square()  # one division a channel, not one a sample
 
 # %% ../../nbs/1_model/05_vocoder.ipynb #e590f32f
 def kaiser_sinc_filter(
@@ -69,10 +69,10 @@ def kaiser_sinc_filter(
         beta = 0.1102 * (attenuation - 8.7)
     else:
         beta = 0.5842 * max(attenuation - 21, 0) ** 0.4 + 0.07886 * max(attenuation - 21, 0)
-    time = torch.arange(taps) - taps // 2 + (0.5 if taps % 2 == 0 else 0.0)
+    time = torch.arange(taps, device="cpu") - taps // 2 + (0.5 if taps % 2 == 0 else 0.0)
     sinc = torch.sinc(time / ratio) / ratio
-    kernel = sinc * torch.kaiser_window(taps, periodic=False, beta=beta)
-    return (kernel / kernel.sum()).reshape(1, 1, taps)
+    kernel = sinc * torch.kaiser_window(taps, periodic=False, beta=beta, device="cpu")
+    return torch.empty(1, 1, taps).copy_(kernel / kernel.sum())  # quick on the meta device, where nothing is copied
 
 # %% ../../nbs/1_model/05_vocoder.ipynb #25fb8a11
 class LowPassUpsample(nn.Module):
@@ -294,10 +294,11 @@ def fourier_basis(
     size: int,  # samples under one window
 ) -> Tensor:  # `[size + 2, 1, size]` float32: first the real parts of every bin, then the imaginary parts
     "A Hann-windowed Fourier transform as the weights of a convolution."
-    n, k = torch.arange(size, dtype=torch.float64), torch.arange(size // 2 + 1, dtype=torch.float64)
+    n, k = (torch.arange(count, dtype=torch.float64, device="cpu") for count in (size, size // 2 + 1))
     angle = 2 * math.pi * k[:, None] * n / size
-    window = torch.hann_window(size, dtype=torch.float64)
-    return torch.cat([window * angle.cos(), -window * angle.sin()])[:, None].float()
+    window = torch.hann_window(size, dtype=torch.float64, device="cpu")
+    basis = torch.cat([window * angle.cos(), -window * angle.sin()])
+    return torch.empty(size + 2, 1, size).copy_(basis[:, None])
 
 
 class FourierBases(nn.Module):
@@ -324,7 +325,8 @@ class CausalMel(nn.Module):
     ):
         super().__init__()
         self.hop = hop
-        self.register_buffer("mel_basis", mel_filterbank(size, mel_bins, sample_rate).T.contiguous())
+        filters = mel_filterbank(size, mel_bins, sample_rate, device="cpu")
+        self.register_buffer("mel_basis", torch.empty(mel_bins, size // 2 + 1).copy_(filters.T))
         self.stft_fn = FourierBases(size)
 
     def forward(
