@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ltx_nb"
 BIN = Path(sys.executable).parent
 FLOORS = ["1_model", "2_loading", "3_flow", "4_data", "5_training", "6_tiny", "7_tools"]  # reading order
 COMMAND = ["ltx_nb/__main__.py", "ltx_nb/__init__.py"]  # belong to no floor
-AUTHORING_TOOLS = {"nbdev", "fastcore", "execnb", "IPython", "pytest"}
+AUTHORING_TOOLS = {"nbdev", "fastcore", "execnb", "jupytext", "pytest"}
 ORACLES = {"ltx_core", "ltx_pipelines", "ltx_trainer", "diffusers", "torchaudio"}
 IMPORT_SECONDS = 0.2
 

@@ -1,7 +1,7 @@
 """README.md from nbs/index.ipynb, without Quarto.
 
-    python tools/readme.py            # write README.md
-    python tools/readme.py --check    # fail if README.md is not what the notebook gives"""
+python tools/readme.py            # write README.md
+python tools/readme.py --check    # fail if README.md is not what the notebook gives"""
 
 import json
 import os
