@@ -37,9 +37,6 @@ from torch.utils.data import Dataset, Sampler
 
 from ..latents import audio_latent_length, latent_shape, unpatchify_video
 
-# %% ../../nbs/4_data/02_store.ipynb #c5722afa
-_log = logging.getLogger("ltx_nb.data.store")
-
 # %% ../../nbs/4_data/02_store.ipynb #4c8697c8
 @contextmanager
 def atomic_path(
@@ -81,6 +78,7 @@ def remove_leftovers(
     return orphans
 
 # %% ../../nbs/4_data/02_store.ipynb #311002fd
+_log = logging.getLogger("ltx_nb.data.store")
 SUFFIX = ".safetensors"
 VALUES_KEY = "ltx_nb"  # where the plain values live in a file's metadata
 
