@@ -41,6 +41,10 @@ stop start begin end wait play dance ride drive come go leave enter appear disap
 touch point show hide reach rise drop float drift bounce moving rising falling
 sound music voice speech tone tones beep hum buzz noise song melody note pitch bass drum piano guitar flute violin
 bell whistle click hiss roar bark chirp birdsong footsteps laughter applause thunder ambient audio mono stereo sine saw
+against among aim arrow bare beak boulder bound bow broad call cape cheek clear crouch curved die dramatic drawn duck
+faint fallen flutter forward glare glide ground hard held hop jungle knock land let lift made moss narrowed nut
+orchestral perch plump portrait rodent rumble sink skin sliding snap spread squash straight string thud trunk upright
+vine violet waddle whip hum
 noisy swell fade fading pulse pulsing rhythm beat beats
 very more less most least many few much only just also too almost about like same other another different first second
 last next time times moment minute hour year way thing part place kind number half
