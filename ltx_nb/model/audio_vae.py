@@ -67,6 +67,21 @@ def resample(
     return torch.cat(pieces, dim=-1).reshape(*waveform.shape[:-1], -1)
 
 # %% ../../nbs/1_model/04_audio_vae.ipynb #d9e280f1
+def _audio_sections(header: dict) -> tuple[dict, dict, dict, dict]:
+    "The four places of the `audio_vae` section that are read."
+    section = header.get("audio_vae")
+    if not section:
+        raise ConfigError(
+            f"The header has no audio_vae section (it has: {', '.join(header) or 'nothing'}). Give a checkpoint with "
+            "sound, or the file of the audio VAE."
+        )
+    params = (section.get("model") or {}).get("params") or {}
+    if not params.get("ddconfig"):
+        raise ConfigError("The header's audio_vae section has no model.params.ddconfig, which describes the network.")
+    preprocessing = section.get("preprocessing") or {}
+    return params, params["ddconfig"], preprocessing.get("stft") or {}, preprocessing.get("mel") or {}
+
+# %% ../../nbs/1_model/04_audio_vae.ipynb #33a51a61
 @dataclass(frozen=True)
 class AudioConfig:
     "What the `audio_vae` section of a header settles; the defaults are LTX-2 and LTX-2.3."
@@ -123,21 +138,6 @@ class AudioConfig:
     def latent_mel_bins(self) -> int:  # 16
         "Pitch rows of a latent."
         return self.mel_bins // AUDIO_DOWNSAMPLE
-
-
-def _audio_sections(header: dict) -> tuple[dict, dict, dict, dict]:
-    "The four places of the `audio_vae` section that are read."
-    section = header.get("audio_vae")
-    if not section:
-        raise ConfigError(
-            f"The header has no audio_vae section (it has: {', '.join(header) or 'nothing'}). Give a checkpoint with "
-            "sound, or the file of the audio VAE."
-        )
-    params = (section.get("model") or {}).get("params") or {}
-    if not params.get("ddconfig"):
-        raise ConfigError("The header's audio_vae section has no model.params.ddconfig, which describes the network.")
-    preprocessing = section.get("preprocessing") or {}
-    return params, params["ddconfig"], preprocessing.get("stft") or {}, preprocessing.get("mel") or {}
 
 # %% ../../nbs/1_model/04_audio_vae.ipynb #40ba5193
 CAUSALITY_AXES = (None, "height", "width", "width-compatibility")
@@ -251,10 +251,10 @@ class PaddedConv(nn.Module):
 
     def __init__(
         self,
-        channels_in: int,
-        channels_out: int,
+        channels_in: int,  # of the input
+        channels_out: int,  # of the output
         causality: str | None,  # the axis that must not look ahead
-        kernel: int = 3,
+        kernel: int = 3,  # size of the square kernel
     ):
         super().__init__()
         self.padding = causal_padding(causality, kernel)
@@ -272,9 +272,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self,
-        config: AudioConfig,
-        channels_in: int,
-        channels_out: int,
+        config: AudioConfig,  # kind of norm, causal axis, where attention is
+        channels_in: int,  # of the input
+        channels_out: int,  # of the output
     ):
         super().__init__()
         self.norm1 = make_norm(config, channels_in)
@@ -298,8 +298,8 @@ class AttentionBlock(nn.Module):
 
     def __init__(
         self,
-        config: AudioConfig,
-        channels: int,
+        config: AudioConfig,  # kind of norm, causal axis, where attention is
+        channels: int,  # kept
     ):
         super().__init__()
         self.norm = make_norm(config, channels)
@@ -328,8 +328,8 @@ class Downsample(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        causality: str | None,
+        channels: int,  # kept
+        causality: str | None,  # the axis that must not look ahead
     ):
         super().__init__()
         self.padding = STRIDED_PADDING[causality]
@@ -347,8 +347,8 @@ class Upsample(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        causality: str | None,
+        channels: int,  # kept
+        causality: str | None,  # the axis that must not look ahead
     ):
         super().__init__()
         self.first_time, self.first_pitch = int(causality == "height"), int(causality == "width")
@@ -367,9 +367,9 @@ class Level(nn.Module):
 
     def __init__(
         self,
-        config: AudioConfig,
-        channels_in: int,
-        channels_out: int,
+        config: AudioConfig,  # kind of norm, causal axis, where attention is
+        channels_in: int,  # of the input
+        channels_out: int,  # of the output
         index: int,  # 0 is the outermost level
         blocks: int,  # how many residual blocks
     ):
@@ -544,7 +544,7 @@ def fit_audio_latents(
 
 # %% ../../nbs/1_model/04_audio_vae.ipynb #1db0c869
 def encode_audio(
-    encoder: AudioEncoder,
+    encoder: AudioEncoder,  # its weights decide device and number format
     waveform: Tensor,  # `[B, 1 or 2, samples]` in [-1, 1], on any device
     sample_rate: int,  # Hz
     seconds: float | None = None,  # duration of the clip; cuts to, or fills up to, `audio_latent_length(seconds)`

@@ -45,7 +45,7 @@ class SnakeBeta(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: int,  # each with its own alpha and beta
     ):
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(channels))
@@ -123,7 +123,7 @@ class AntiAliased(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: int,  # each with its own alpha and beta
     ):
         super().__init__()
         self.act = SnakeBeta(channels)
@@ -142,7 +142,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        channels: int,  # each with its own alpha and beta
         kernel: int,  # taps of every convolution
         dilations: list[int],  # one round each
         snake: bool,  # anti-aliased snake, or leaky ReLU
@@ -260,7 +260,7 @@ class Generator(Vocoder):
 
     def __init__(
         self,
-        config: GeneratorConfig,
+        config: GeneratorConfig,  # rates, widths, kind of activation
         sample_rate: int,  # Hz of the sound that comes out
     ):
         super().__init__()
@@ -320,7 +320,7 @@ class CausalMel(nn.Module):
         self,
         size: int,  # samples under one window
         hop: int,  # samples from frame to frame
-        mel_bins: int,
+        mel_bins: int,  # pitch bands of the picture
         sample_rate: int,  # Hz, of what it listens to
     ):
         super().__init__()
@@ -395,8 +395,8 @@ SLACK_SECONDS = 0.07  # 30 ms that the decoder lacks, and one latent for roundin
 
 
 def decode_audio(
-    decoder: AudioDecoder,
-    vocoder: Vocoder,
+    decoder: AudioDecoder,  # its weights decide device and number format
+    vocoder: Vocoder,  # on the same device
     latents: Tensor,  # `[B, 8, T, 16]`, normalised
     seconds: float | None = None,  # duration of the clip; None keeps what comes out
 ) -> Tensor:  # `[B, 2, samples]` float32 in [-1, 1], at `vocoder.sample_rate`
