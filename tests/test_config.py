@@ -12,6 +12,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from ltx_nb.config import (
     ConfigWarning,
     FlexibleStrategyConfig,
@@ -27,7 +29,6 @@ from ltx_nb.config import (
     show,
 )
 from ltx_nb.latents import ConfigError
-from pydantic import ValidationError
 
 VIDEO = {"is_generated": True, "latents_dir": "latents"}
 AUDIO = {"is_generated": True, "latents_dir": "audio_latents"}
@@ -795,5 +796,6 @@ def test_a_file_that_contains_itself_is_refused(tmp_path):
 
 
 def test_reading_a_configuration_does_not_import_torch():
-    code = "import sys; from ltx_nb.config import load_config; load_config('t2v_lora', check_files=False); assert 'torch' not in sys.modules"
+    code = "import sys; from ltx_nb.config import load_config; load_config('t2v_lora', check_files=False)"
+    code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
