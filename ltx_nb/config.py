@@ -463,10 +463,10 @@ class ModalityConfig(Section):
     latents_dir: Folder  # folder of its latents inside the dataset
     conditions: list[ConditionConfig] = []  # what is given of it
 
-    def folders(self) -> dict[str, str]:
+    def folders(self) -> list[tuple[str, str]]:
         "Folders that its conditions read, each with the kind of condition."
-        named = [(c.type, getattr(c, "mask_dir", None) or getattr(c, "latents_dir", None)) for c in self.conditions]
-        return {folder: kind for kind, folder in named if folder}
+        named = [(getattr(c, "mask_dir", None) or getattr(c, "latents_dir", None), c.type) for c in self.conditions]
+        return [(folder, kind) for folder, kind in named if folder]
 
 
 class FlexibleStrategyConfig(Section):
@@ -476,13 +476,18 @@ class FlexibleStrategyConfig(Section):
     video: ModalityConfig | None = None  # the video stream, or none
     audio: ModalityConfig | None = None  # the audio stream, or none
 
-    def get_data_sources(self) -> dict[str, str]:  # folder inside the dataset -> role
+    def get_data_sources(self) -> dict[str, str]:  # folder inside the dataset -> key in the batch: the same
         "Every folder that this strategy reads. Dataset wiring and file checks both ask here."
-        sources = {"conditions": "conditions"}
+        return {folder: folder for folder in self.roles()}
+
+    def roles(self) -> dict[str, set[str]]:  # folder -> what its records are
+        "What the folders hold: a reference may share the folder of its target, captions and masks share none."
+        found = {"conditions": {"captions"}}
         for stream, block in self.streams().items():
-            sources[block.latents_dir] = f"{stream}_latents"
-            sources.update((folder, folder) for folder in block.folders())
-        return sources
+            found.setdefault(block.latents_dir, set()).add(f"{stream} latents")
+            for folder, kind in block.folders():
+                found.setdefault(folder, set()).add(f"{stream} {'masks' if kind == 'mask' else 'latents'}")
+        return found
 
     def streams(self) -> dict[str, ModalityConfig]:
         "The blocks that are there, by name."
@@ -496,10 +501,10 @@ class FlexibleStrategyConfig(Section):
             raise ValueError(
                 f"audio cannot take {' or '.join(sorted(wrong))}; it takes prefix, suffix, mask and reference"
             )
-        roles = ["conditions"] + [f for b in self.streams().values() for f in (b.latents_dir, *b.folders())]
-        if twice := {folder for folder in roles if roles.count(folder) > 1}:
+        if mixed := {folder: kinds for folder, kinds in self.roles().items() if len(kinds) > 1}:
+            folder, kinds = next(iter(mixed.items()))
             raise ValueError(
-                f"folder {', '.join(sorted(twice))} is used in two roles; give each role a folder of its own"
+                f"folder {folder} cannot hold {' and '.join(sorted(kinds))}; give each a folder of its own"
             )
         for stream, block in self.streams().items():
             if not block.is_generated and (idle := {c.type for c in block.conditions} - {"reference"}):
@@ -973,8 +978,8 @@ def dataset_is_complete(data: DataConfig, training_strategy: FlexibleStrategyCon
         yield f"{where}: no such folder: {root}; prepare one with `ltx-nb prepare CLIPS -o {root}`"
         return
     there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    for folder, role in training_strategy.get_data_sources().items():
-        place = root / folder
+    for folder, kinds in training_strategy.roles().items():
+        place, role = root / folder, ", ".join(sorted(kinds))
         found = f"the dataset has {', '.join(there) or 'no folders'}"
         if not os.path.isdir(place):
             yield (

@@ -25,9 +25,11 @@ from ltx_nb.config import (
     load_config,
     make_config,
     plan_notes,
+    resolve_data_root,
     save_config,
     show,
 )
+from ltx_nb.data.store import resolve_root
 from ltx_nb.latents import ConfigError
 
 VIDEO = {"is_generated": True, "latents_dir": "latents"}
@@ -220,17 +222,27 @@ def test_a_region_without_inside_is_refused(box):
 def test_data_sources_follow_the_blocks():
     given = with_condition({"type": "reference", "latents_dir": "reference_latents"})
     given["training_strategy"]["audio"] = AUDIO | {"conditions": [{"type": "mask", "mask_dir": "audio_masks"}]}
-    assert make_config(given).training_strategy.get_data_sources() == {
-        "conditions": "conditions",
-        "latents": "video_latents",
-        "reference_latents": "reference_latents",
-        "audio_latents": "audio_latents",
-        "audio_masks": "audio_masks",
-    }
+    sources = make_config(given).training_strategy.get_data_sources()
+    assert set(sources) == {"conditions", "latents", "reference_latents", "audio_latents", "audio_masks"}
 
 
-def test_one_folder_in_two_roles_is_refused():
-    assert "latents" in refusal(with_condition({"type": "reference", "latents_dir": "latents"}))
+def test_data_sources_are_those_of_the_strategy():
+    from ltx_nb.strategies import FlexibleStrategy
+
+    given = with_condition({"type": "reference", "latents_dir": "edges"})
+    strategy = make_config(given).training_strategy
+    assert FlexibleStrategy(strategy).get_data_sources() == strategy.get_data_sources()
+
+
+@pytest.mark.parametrize("change", [("audio.latents_dir", "latents"), ("video.latents_dir", "conditions")])
+def test_one_folder_for_two_kinds_of_records_is_refused(change):
+    path, folder = change
+    assert f"folder {folder} cannot hold" in refusal(changed(f"training_strategy.{path}", folder))
+
+
+def test_a_reference_may_share_the_folder_of_its_target():
+    make_config(with_condition({"type": "reference", "latents_dir": "latents"}))
+    assert "cannot hold" in refusal(with_condition({"type": "mask", "mask_dir": "latents"}))
 
 
 def test_a_condition_that_a_frozen_block_ignores_is_reported():
@@ -437,6 +449,7 @@ def test_dataset_root_and_its_parent_are_the_same(machine):
     (machine / "data").rename(machine / "parent" / ".precomputed")
     for root in "parent", "parent/.precomputed":
         make_config(changed("data.preprocessed_data_root", root), check_files=True)
+        assert resolve_data_root(root) == resolve_root(root)  # what the dataset itself will read
 
 
 @pytest.mark.parametrize("missing", ["conditions", "latents", "audio_latents"])
