@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PREFIXES', 'FINGERPRINT_SECTIONS', 'FREE_FIELDS', 'BLOCKING_FIELDS', 'pack', 'unpack',
-           'capture_random_state', 'restore_random_state', 'CheckpointError', 'TrainingState', 'read_training_state',
-           'checkpoint_path', 'thin_out', 'SavedCheckpoint', 'save_checkpoint', 'Checkpoint', 'find_checkpoint',
-           'load_training_state', 'resume_fingerprint', 'Difference', 'fingerprint_differences', 'StopRequest',
-           'stop_on_signals']
+           'capture_random_state', 'restore_random_state', 'TrainingState', 'read_training_state', 'checkpoint_path',
+           'thin_out', 'SavedCheckpoint', 'save_checkpoint', 'Checkpoint', 'find_checkpoint', 'load_training_state',
+           'resume_fingerprint', 'Difference', 'fingerprint_differences', 'StopRequest', 'stop_on_signals']
 
 # %% ../nbs/5_training/01_checkpoints.ipynb #3a70bb93
 import json
@@ -29,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .data.store import atomic_path, fingerprint, storable
+from .loading import CheckpointError
 
 # %% ../nbs/5_training/01_checkpoints.ipynb #fa5237c9
 def pack(
@@ -113,10 +113,6 @@ def restore_random_state(
 
 # %% ../nbs/5_training/01_checkpoints.ipynb #0b0da491
 _log = logging.getLogger("ltx_nb.checkpoints")
-
-
-class CheckpointError(ValueError):
-    "A checkpoint that cannot be found, read, or continued from."
 
 
 @dataclass

@@ -84,6 +84,9 @@ def run(nb: Path, flags=()):
         return found.get("eval:", [""])[0].lower() == "false" or bool(skip & found.keys())
 
     notebook, here = read_nb(path), os.getcwd()
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not skipped(cell):
+            cell.outputs = []  # a cell that prints nothing any more must not keep what it printed once
     os.chdir(ROOT)
     try:
         start = time.time()
