@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'REQUIRED_OF_TWO_STREAMS', 'IF_PRESENT', 'ATTENTION_TYPES', 'KINDS', 'UNUSED', 'SKIPPABLE', 'DIRECTIONS',
-           'Modality', 'StreamConfig', 'TransformerConfig', 'read_config', 'distinct_levels', 'sinusoid',
-           'AdaLayerNormSingle', 'Modulation', 'FeedForward', 'CaptionProjection', 'needed_mask', 'context_bias',
-           'strength_bias', 'Perturbations', 'Stream', 'TransformerBlock', 'look_at_itself', 'look_at_caption',
-           'look_at_each_other', 'think', 'LTXModel', 'prepare_stream', 'check_inputs']
+           'CROSS_TIMESTEPS', 'Modality', 'StreamConfig', 'TransformerConfig', 'read_config', 'distinct_levels',
+           'sinusoid', 'AdaLayerNormSingle', 'Modulation', 'FeedForward', 'CaptionProjection', 'needed_mask',
+           'context_bias', 'strength_bias', 'Perturbations', 'Stream', 'TransformerBlock', 'look_at_itself',
+           'look_at_caption', 'look_at_each_other', 'think', 'LTXModel', 'prepare_stream', 'check_inputs']
 
 # %% ../../nbs/1_model/02_transformer.ipynb #dc7eae57
 import math
@@ -511,6 +511,9 @@ def think(block: TransformerBlock, name: str, x: Tensor, stream: Stream) -> Tens
     return stream.modulation.add(x, y, gate)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #f015537a
+CROSS_TIMESTEPS = ("own", "other")
+
+
 class LTXModel(nn.Module):
     "The LTX-2 transformer: noisy latents in, velocities out."
 
@@ -526,6 +529,8 @@ class LTXModel(nn.Module):
         cross_timestep: str = "own",  # noise level behind shift and scale between the streams: "own" or "other"
     ):
         super().__init__()
+        if cross_timestep not in CROSS_TIMESTEPS:
+            raise ValueError(f"cross_timestep is {cross_timestep!r}, expected {' or '.join(CROSS_TIMESTEPS)}")
         self.config, self.cross_timestep, self.gradient_checkpointing = config, cross_timestep, False
         self.ropes, self.cross_ropes = {}, {}
         for name, stream in config.streams.items():
