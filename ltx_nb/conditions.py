@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'grid_positions', 'video_tokens', 'audio_tokens', 'Condition', 'span_mask', 'crop_mask', 'condition_mask',
-           'draw_given', 'reference_factors', 'append_reference', 'condition_tokens', 'add_noise', 'to_modality']
+           'toss', 'draw_given', 'reference_factors', 'append_reference', 'condition_tokens', 'add_noise',
+           'to_modality']
 
 # %% ../nbs/3_flow/01_conditions.ipynb #688d249a
 import math
@@ -120,6 +121,10 @@ def condition_mask(
 ) -> Tensor:  # `[N]`, or `[B, N]` for mask files: bool, True is given
     "Which tokens a condition gives."
     frames, count = tokens.grid[0], condition.temporal_boundary
+    if condition.type in ("first_frame", "spatial_crop") and tokens.fps is None:
+        raise ValueError(f"{condition.type} is a condition of video, not of sound; sound takes prefix, suffix, mask and reference")
+    if condition.type in ("prefix", "suffix") and not count:
+        raise ValueError(f"{condition.type} needs temporal_boundary, the number of latent frames or audio steps that it gives")
     match condition.type:
         case "first_frame":
             return span_mask(tokens.grid, 0, 1)
@@ -139,21 +144,35 @@ def condition_mask(
             return (mask.flatten(1) > 0.5).cpu()
     raise ValueError(f"no condition is called {condition.type!r}")
 
+# %% ../nbs/3_flow/01_conditions.ipynb #a6955805
+def toss(
+    chances: list[float],  # K probabilities
+    samples: int,  # B
+    generator: torch.Generator | None = None,  # for the coins; on the CPU
+) -> Tensor:  # `[B, K]` bool
+    "A coin for each sample and chance; none where the outcome is certain."
+    chance = torch.tensor(chances)
+    came_up = (chance >= 1).expand(samples, -1).clone()
+    doubtful = (chance > 0) & (chance < 1)
+    came_up[:, doubtful] = torch.rand(samples, int(doubtful.sum()), generator=generator) < chance[doubtful]
+    return came_up
+
 # %% ../nbs/3_flow/01_conditions.ipynb #e994dc7c
 def draw_given(
     conditions: list,  # the conditions of the masks, for their probabilities
     masks: list[Tensor],  # `[N]` or `[B, N]` each, bool
     batch_size: int,  # B
     generator: torch.Generator | None = None,  # for the coins; on the CPU
+    certain: bool = False,  # True: every condition applies, whatever its probability
     tries: int = 64,  # how often a sample that came out complete tosses again
 ) -> Tensor:  # `[B, N]` bool
     "Toss a coin for each sample and condition, and unite what came up."
     stacked = torch.stack([mask.expand(batch_size, -1) for mask in masks], 1)  # [B, K, N]
-    chance = torch.tensor([condition.probability for condition in conditions])
+    chances = [1.0 if certain else condition.probability for condition in conditions]
     given = torch.ones(batch_size, stacked.shape[-1], dtype=torch.bool)
     full = torch.ones(batch_size, dtype=torch.bool)
     for _ in range(tries):
-        coins = torch.rand(batch_size, len(conditions), generator=generator) < chance
+        coins = toss(chances, batch_size, generator)
         given = torch.where(full[:, None], (stacked & coins[..., None]).any(1), given)
         full = given.all(-1)
         if not full.any():
@@ -206,6 +225,7 @@ def condition_tokens(
     generated: bool = True,  # False freezes the stream
     generator: torch.Generator | None = None,  # for the coins; on the CPU
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
+    certain: bool = False,  # True, in a generation: every condition applies, whatever its probability
 ) -> Tokens:
     "Apply conditions to one stream; their order does not matter."
     batch = batch or {}
@@ -214,9 +234,9 @@ def condition_tokens(
     inside = [c for c in conditions if c.type != "reference"]
     if generated and inside:
         masks = [condition_mask(c, tokens, batch, factors) for c in inside]
-        tokens = replace(tokens, given=draw_given(inside, masks, tokens.given.shape[0], generator))
+        tokens = replace(tokens, given=draw_given(inside, masks, tokens.given.shape[0], generator, certain))
     for condition in sorted((c for c in conditions if c.type == "reference"), key=lambda c: c.latents_dir):
-        if torch.rand((), generator=generator) < condition.probability:
+        if certain or toss([condition.probability], 1, generator).item():
             record = batch[condition.latents_dir]
             sound = tokens.fps is None
             latents = record["latents"].to(tokens.clean.device)

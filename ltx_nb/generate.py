@@ -45,7 +45,7 @@ def default_guidance(
 ) -> Guidance:
     "The public defaults; the block for STG is 28 of 48 and moves along in a model with fewer blocks."
     blocks = len(model.transformer_blocks)
-    return Guidance(**{"stg_blocks": (round(28 / 48 * blocks),) if blocks != 48 else (28,)} | scales)
+    return Guidance(**{"stg_blocks": (28 * blocks // 48,)} | scales)
 
 # %% ../nbs/3_flow/03_generate.ipynb #12bc1768
 def combine(
@@ -56,7 +56,8 @@ def combine(
     "Walk further in the directions that the missing things made."
     guided = plain + sum(weight * (plain - other) for weight, other in others)
     if rescale and others:
-        guided = guided * (rescale * plain.std() / guided.std() + 1 - rescale)
+        spread = plain.std((1, 2), keepdim=True) / guided.std((1, 2), keepdim=True)
+        guided = guided * (rescale * spread + 1 - rescale)
     return guided
 
 # %% ../nbs/3_flow/03_generate.ipynb #0de67305
@@ -141,7 +142,7 @@ def ask(
         inputs[name] = replace(one, **copies, positions=positions)
     velocities = dict(zip(("video", "audio"), model(inputs.get("video"), inputs.get("audio"), perturbations_of(calls, guidance, samples))))
     answers = {
-        name: to_denoised(inputs[name].latent, velocities[name], inputs[name].timesteps).chunk(times)
+        name: to_denoised(torch.cat([x[name]] * times), velocities[name], inputs[name].timesteps).chunk(times)
         for name, tokens in streams.items()
         if tokens.generated
     }
@@ -225,7 +226,7 @@ def generate_latents(
     steps: int = 30,  # denoising steps
     guidance: Guidance | None = None,  # None: `default_guidance`
     seed: int = 42,  # of the noise; 0 is a seed like any other
-    sigmas: Tensor | None = None,  # a schedule of your own, such as `DISTILLED_SIGMAS`
+    sigmas: Tensor | tuple[float, ...] | None = None,  # a schedule of your own, such as `DISTILLED_SIGMAS`
     tokens: int | None = None,  # token count for the schedule's shift; None: 4096, as the official pipelines do
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
     together: bool = False,  # all calls of a step at once
@@ -233,7 +234,7 @@ def generate_latents(
 ) -> dict[str, Tensor]:  # "video" `[B, 128, F, H, W]` and "audio" `[B, 8, T, 16]`, as the plan has them
     "From a record to finished latents."
     device = (prompt.video_context if prompt.video_context is not None else prompt.audio_context).device
-    streams = read_streams(plan, record, factors, device)
+    streams = read_streams(plan, record, factors, device, certain=True)
     if sigmas is None:
         sigmas = sigma_schedule(steps, **({} if tokens is None else {"tokens": tokens}))
     guidance = guidance or default_guidance(model)

@@ -63,13 +63,17 @@ def read_metadata(
             if length > min(size, 10**9):
                 raise ValueError("no header")
             entries = json.loads(f.read(length))
-    except (struct.error, ValueError, UnicodeDecodeError):
+        metadata = entries.pop("__metadata__", {})
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (struct.error, ValueError, AttributeError, TypeError, LookupError):
         raise CheckpointError(f"{file} is not a safetensors file ({size:,} bytes); a .ckpt or .pt has to be converted first") from None
-    metadata = entries.pop("__metadata__", {})
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size < end:
         raise CheckpointError(f"{file} is cut short: {size:,} bytes of {end:,}; download it again")
-    return metadata
+    try:
+        with safe_open(file, framework="pt"):  # checks the rest: that tensors neither overlap nor leave gaps
+            return metadata
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); download it again") from None
 
 
 def read_header(
@@ -83,9 +87,12 @@ def read_header(
             f"checkpoint, not a bare state dict or a LoRA (its header has: {', '.join(metadata) or 'nothing'})"
         )
     try:
-        return json.loads(metadata["config"])
+        header = json.loads(metadata["config"])
     except json.JSONDecodeError as error:
         raise CheckpointError(f"the configuration in the header of {path} is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"the configuration in the header of {path} is a {type(header).__name__}, expected an object with sections")
+    return header
 
 # %% ../nbs/2_loading/00_loading.ipynb #0cec7894
 GROUP_BYTES = 2**30  # how much of a file is mapped at a time while tensors are cast or moved
@@ -115,7 +122,8 @@ def component_keys(
 ) -> dict[str, str]:  # key in the file -> key in the module
     "Which tensors of a file belong to a component; parts that the module was built without are passed over."
     ignored = tuple(getattr(module, "IGNORED_KEYS", ()))
-    absent = tuple(f"{name}." for name, part in module._modules.items() if part is None)
+    parts = ((f"{path}.{name}.".lstrip("."), part) for path, owner in module.named_modules() for name, part in owner._modules.items())
+    absent = tuple(path for path, part in parts if part is None)
     found = {}
     for name in names:
         prefix = next((prefix for prefix in module.CHECKPOINT_KEYS if name.startswith(prefix)), None)
