@@ -77,8 +77,8 @@ class ShiftedLogitNormalTimestepSampler:
         normal = torch.randn(batch_size, generator=generator)
         uniform = torch.rand(batch_size, generator=generator)
         coin = torch.rand(batch_size, generator=generator)
-        low, high = (torch.sigmoid(torch.tensor(shift + q * self.std)) for q in (LOW_QUANTILE, HIGH_QUANTILE))
-        sigma = (torch.sigmoid(shift + self.std * normal) - low) / (high - low)
+        below, above = (torch.sigmoid(-torch.tensor(shift + q * self.std)) for q in (LOW_QUANTILE, HIGH_QUANTILE))
+        sigma = (below - torch.sigmoid(-(shift + self.std * normal))) / (below - above)
         sigma = torch.where(sigma < self.eps, 2 * self.eps - sigma, sigma).clamp(0, 1)
         return torch.where(coin > self.uniform_prob, sigma, self.eps + (1 - self.eps) * uniform)
 
