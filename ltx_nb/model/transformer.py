@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..latents import ConfigError
-from .attention import Attention, Rope, RopeTable, rms_norm
+from .attention import Attention, Rope, RopeTable, norm_gradient, normalise, rms_norm
 
 # %% ../../nbs/1_model/02_transformer.ipynb #817eda1f
 @dataclass(frozen=True)
@@ -243,33 +243,52 @@ class AdaLayerNormSingle(nn.Module):
         return self.linear(F.silu(embedding)).unflatten(-1, (self.count, -1)), embedding
 
 # %% ../../nbs/1_model/02_transformer.ipynb #9776a254
-def _sum_by_row(grad: Tensor, index: Tensor, rows: int) -> Tensor:
-    "Add up the tokens that share a row; a product with 0 and 1 is exact, and the same on every run."
-    chosen = F.one_hot(index.flatten(), rows).to(grad.dtype)
-    return chosen.T @ grad.flatten(0, 1)
+def _pick(rows: Tensor, index: Tensor | None) -> Tensor:
+    "`[B, 1 or T, dim]` from `[R, dim]`"
+    return rows[:, None] if index is None else F.embedding(index, rows)
 
 
-class _AddScaledRows(torch.autograd.Function):
-    "base + y * factor[index], where base is tokens, or rows to pick from as well."
+def _sum_by_row(grad: Tensor, index: Tensor | None, rows: int) -> Tensor:
+    "Add up the tokens that share a row. As a product with ones and zeros it comes out the same on every run."
+    if index is None:
+        return grad.sum(1)
+    return F.one_hot(index.flatten(), rows).to(grad.dtype).T @ grad.flatten(0, 1)
+
+
+class _NormModulate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index, eps, *vectors):  # vectors: shift, 1 + scale, shift, 1 + scale, ...
+        normed, norm_scale = normalise(x, eps)
+        ctx.save_for_backward(x, norm_scale, index, *vectors[1::2])
+        pairs = zip(vectors[::2], vectors[1::2])
+        return tuple(torch.addcmul(_pick(shift, index), normed, _pick(factor, index)) for shift, factor in pairs)
 
     @staticmethod
-    def forward(ctx, base, y, factor, index):
-        ctx.base_is_rows = base.ndim == 2
-        ctx.save_for_backward(y if ctx.needs_input_grad[2] else None, factor, index)
-        base = F.embedding(index, base) if ctx.base_is_rows else base
-        return torch.addcmul(base, y, F.embedding(index, factor))
+    def backward(ctx, *grads):
+        x, norm_scale, index, *factors = ctx.saved_tensors
+        total, found = None, [None] * (2 * len(factors))
+        for i, (grad, factor) in enumerate(zip(grads, factors)):
+            if any(ctx.needs_input_grad[3:]):
+                scaled = grad * (x * norm_scale).to(x.dtype)
+                found[2 * i : 2 * i + 2] = (_sum_by_row(g, index, len(factor)) for g in (grad, scaled))
+            part = grad * _pick(factor, index)
+            total = part if total is None else total.add_(part)
+        grad_x = norm_gradient(total, x, norm_scale) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, *found
+
+
+class _GatedAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, gate, index):
+        ctx.save_for_backward(y if ctx.needs_input_grad[2] else None, gate, index)
+        return torch.addcmul(x, y, _pick(gate, index))
 
     @staticmethod
     def backward(ctx, grad):
-        y, factor, index = ctx.saved_tensors
-        grad_base = grad_y = grad_factor = None
-        if ctx.needs_input_grad[0]:
-            grad_base = _sum_by_row(grad, index, len(factor)) if ctx.base_is_rows else grad
-        if ctx.needs_input_grad[1]:
-            grad_y = grad * F.embedding(index, factor)
-        if ctx.needs_input_grad[2]:
-            grad_factor = _sum_by_row(grad * y, index, len(factor))
-        return grad_base, grad_y, grad_factor, None
+        y, gate, index = ctx.saved_tensors
+        grad_y = grad * _pick(gate, index) if ctx.needs_input_grad[1] else None
+        grad_gate = _sum_by_row(grad * y, index, len(gate)) if ctx.needs_input_grad[2] else None
+        return grad, grad_y, grad_gate, None
 
 # %% ../../nbs/1_model/02_transformer.ipynb #b56a49cb
 @dataclass(frozen=True)
@@ -289,15 +308,18 @@ class Modulation:
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         "x * (1 + scale) + shift"
-        if self.index is None:
-            return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
-        return _AddScaledRows.apply(shift, x, 1 + scale, self.index)
+        return torch.addcmul(_pick(shift, self.index), x, _pick(1 + scale, self.index))
+
+    def norm_modulate(self, x: Tensor, eps: float, *vectors: Tensor) -> tuple[Tensor, ...]:
+        "rms(x) * (1 + scale) + shift, for each pair of shift and scale."
+        vectors = [1 + vector if i % 2 else vector for i, vector in enumerate(vectors)]
+        return _NormModulate.apply(x, self.index, eps, *vectors)
 
     def add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         "x + gate * y"
         if self.index is None:
             return torch.addcmul(x, y, gate[:, None])
-        return _AddScaledRows.apply(x, y, gate, self.index)
+        return _GatedAdd.apply(x, y, gate, self.index)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #b2cf8bdb
 class _GELU(nn.Module):
@@ -461,21 +483,21 @@ class TransformerBlock(nn.Module):
 def look_at_itself(block: TransformerBlock, name: str, x: Tensor, stream: Stream, skip: Tensor | bool) -> Tensor:
     "Self-attention with the stream's own positions."
     shift, scale, gate = stream.modulation.vectors(block.part(name, "scale_shift_table")[0:3])
-    y = stream.modulation.modulate(rms_norm(x, eps=block.eps), shift, scale)
+    (y,) = stream.modulation.norm_modulate(x, block.eps, shift, scale)
     y = block.part(name, "attn1")(y, bias=stream.self_bias, rope=stream.rope, skip=skip)
     return stream.modulation.add(x, y, gate)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #a9d86d7a
 def look_at_caption(block: TransformerBlock, name: str, x: Tensor, stream: Stream) -> Tensor:
     "Attention to the text."
-    normed, attention = rms_norm(x, eps=block.eps), block.part(name, "attn2")
+    attention = block.part(name, "attn2")
     if stream.prompt is None:
-        return x + attention(normed, stream.context, stream.context_bias)
+        return x + attention(rms_norm(x, eps=block.eps), stream.context, stream.context_bias)
     shift, scale, gate = stream.modulation.vectors(block.part(name, "scale_shift_table")[6:9], first=6)
     caption_shift, caption_scale = stream.prompt.vectors(block.part(name, "prompt_scale_shift_table"))
     context = stream.prompt.modulate(stream.context, caption_shift, caption_scale)
-    y = attention(stream.modulation.modulate(normed, shift, scale), context, stream.context_bias)
-    return stream.modulation.add(x, y, gate)
+    (looking,) = stream.modulation.norm_modulate(x, block.eps, shift, scale)
+    return stream.modulation.add(x, attention(looking, context, stream.context_bias), gate)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #065af417
 DIRECTIONS = {"a2v": ("video", "audio", "audio_to_video_attn", 0), "v2a": ("audio", "video", "video_to_audio_attn", 2)}
@@ -486,20 +508,21 @@ def look_at_each_other(
 ) -> dict[str, Tensor]:
     "Attention between the streams, in both directions at once."
     tables = {name: getattr(block, f"scale_shift_table_a2v_ca_{name}") for name in tokens}
-    needed = {d: way for d, way in DIRECTIONS.items() if streams[way[0]].enabled and skips[d] is not True}
-    normed = {name: rms_norm(x, eps=block.eps) for name, x in tokens.items()} if needed else {}
-    updated = dict(tokens)
-    for direction, (to, source, attention, first) in needed.items():
-
-        def modulated(name: str) -> Tensor:
-            scale, shift = streams[name].cross.vectors(tables[name][first : first + 2], first)
-            return streams[name].cross.modulate(normed[name], shift, scale)
-
+    needed = [d for d in DIRECTIONS if streams[DIRECTIONS[d][0]].enabled and skips[d] is not True]
+    modulated, updated = {name: {} for name in tokens}, dict(tokens)
+    for name, x in tokens.items() if needed else ():
+        vectors = []
+        for direction in needed:
+            scale, shift = streams[name].cross.vectors(tables[name][(at := DIRECTIONS[direction][3]) : at + 2], at)
+            vectors += [shift, scale]
+        modulated[name] = dict(zip(needed, streams[name].cross.norm_modulate(x, block.eps, *vectors)))
+    for direction in needed:
+        to, source, attention, _ = DIRECTIONS[direction]
         ropes = {"rope": streams[to].cross_rope, "context_rope": streams[source].cross_rope}
-        y = getattr(block, attention)(modulated(to), modulated(source), **ropes)
-        (gate,) = streams[to].cross_gate.vectors(tables[to][4:5])
+        y = getattr(block, attention)(modulated[to][direction], modulated[source][direction], **ropes)
         if skips[direction] is not False:
             y = y.masked_fill(skips[direction][:, None, None], 0)
+        (gate,) = streams[to].cross_gate.vectors(tables[to][4:5])
         updated[to] = streams[to].cross_gate.add(tokens[to], y, gate)
     return updated
 
@@ -507,8 +530,8 @@ def look_at_each_other(
 def think(block: TransformerBlock, name: str, x: Tensor, stream: Stream) -> Tensor:
     "The feed-forward."
     shift, scale, gate = stream.modulation.vectors(block.part(name, "scale_shift_table")[3:6], first=3)
-    y = block.part(name, "ff")(stream.modulation.modulate(rms_norm(x, eps=block.eps), shift, scale))
-    return stream.modulation.add(x, y, gate)
+    (y,) = stream.modulation.norm_modulate(x, block.eps, shift, scale)
+    return stream.modulation.add(x, block.part(name, "ff")(y), gate)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #f015537a
 CROSS_TIMESTEPS = ("own", "other")
