@@ -120,7 +120,7 @@ def condition_mask(
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
 ) -> Tensor:  # `[N]`, or `[B, N]` for mask files: bool, True is given
     "Which tokens a condition gives."
-    frames, count = tokens.grid[0], condition.temporal_boundary
+    frames, count = tokens.grid[0], getattr(condition, "temporal_boundary", None)
     if condition.type in ("first_frame", "spatial_crop") and tokens.fps is None:
         raise ValueError(f"{condition.type} is a condition of video, not of sound; sound takes prefix, suffix, mask and reference")
     if condition.type in ("prefix", "suffix") and not count:
