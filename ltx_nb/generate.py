@@ -28,10 +28,14 @@ class Guidance:
     audio_cfg_scale: float = 7.0  # 1 is off
     video_stg_scale: float = 1.0  # 0 is off
     audio_stg_scale: float = 1.0  # 0 is off
-    stg_blocks: tuple[int, ...] | None = (28,)  # blocks whose self-attention is skipped; None: all
+    stg_blocks: tuple[int, ...] | None = (28,)  # blocks whose self-attention is skipped; (): none, None: all
     guidance_rescale: float = 0.7  # 0 is off, 1 keeps the spread of the plain prediction
     video_modality_guidance_scale: float = 3.0  # 1 is off
     audio_modality_guidance_scale: float = 3.0  # 1 is off
+
+    def __post_init__(self):
+        if self.stg_blocks is not None:
+            object.__setattr__(self, "stg_blocks", tuple(self.stg_blocks))  # a list in a configuration
 
     @classmethod
     def off(cls) -> "Guidance":
@@ -78,7 +82,8 @@ def guidance_passes(
     for kind, (field, neutral) in kinds.items():
         generated = [name for name, tokens in streams.items() if tokens.generated]
         weights = {name: getattr(guidance, f"{name}_{field}") - neutral for name in generated}
-        if any(weights.values()) and not (kind == "isolated" and len(streams) < 2):
+        same = (kind == "isolated" and len(streams) < 2) or (kind == "perturbed" and guidance.stg_blocks == ())
+        if any(weights.values()) and not same:
             passes.append(GuidancePass(kind, weights))
     return passes
 
