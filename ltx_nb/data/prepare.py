@@ -33,10 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from ltx_nb.data.clips import (
-    Bucket, Dataset, Finding, Plan, Report, Sample, check_dataset, parse_buckets, plan_clip, read_dataset, read_sample,
+    Bucket, Dataset, DatasetError, Finding, Plan, Report, Sample, check_dataset, parse_buckets, plan_clip,
+    read_dataset, read_sample,
 )
 from ltx_nb.data.media import (
-    Clip, MediaError, MediaInfo, probe, read_sound, to_frames, write_image, write_video,
+    Clip, MediaError, MediaInfo, exact_rate, probe, read_sound, to_frames, write_image, write_video,
 )
 from ltx_nb.data.store import (
     Manifest, Recipe, Source, checkpoint_identity, fingerprint, read_record, record_path, remove_leftovers, source_of,
@@ -311,7 +312,9 @@ class Books:
         "Around the whole run: however it ends, the manifest knows what was finished."
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                self.progress.note("Stopped. What is finished stays; run the same command again to go on.")
             with suppress(OSError):  # on a full disk the journal has to do
                 self.manifest.save()
             raise
@@ -356,6 +359,8 @@ def open_tasks(
                 books.manifest.add(role, name, task.recipe, absent=task.absent)
         decided.append(replace(task, why=None if task.absent else why))
     books.reasons = +books.reasons
+    for (role, why), count in books.reasons.items():
+        books.progress.note(f"To redo: {count} {role}, because {why}")
     return decided
 
 # %% ../../nbs/4_data/03_prepare.ipynb #80c3ed16
@@ -481,8 +486,11 @@ def write_previews(
         speaker = (load_audio_vae_decoder(model, device, torch.float32), load_vocoder(model, device)) if heard else None
         for preview, video, sound in todo:
             try:
-                write_preview(preview, read_record(video), read_record(sound) if sound.exists() else None, decoder,
-                              speaker, tiling)
+                heard = read_record(sound) if sound.exists() else None
+                with books.writing():
+                    write_preview(preview, read_record(video), heard, decoder, speaker, tiling)
+            except PrepareError:
+                raise
             except (ValueError, RuntimeError) as error:  # a preview is a courtesy: without it the dataset is complete
                 books.progress.note(f"No preview of {video.stem}: {error}")
             books.progress.advance(1, video.stem)
@@ -534,7 +542,7 @@ def _names(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PrepareReport:
     "What a preparation did."
     store: Path  # where the records are
@@ -586,7 +594,7 @@ class PrepareReport:
     def __rich__(self):
         return report_table(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return report_text(self)
 
     def _repr_html_(self) -> str:
@@ -684,6 +692,8 @@ def open_dataset(
 ) -> Dataset:
     "The samples to prepare."
     dataset = clips if isinstance(clips, Dataset) else read_dataset(clips, caption_column, video_column)
+    if (caption_column or video_column) and not dataset.columns:
+        raise DatasetError(f"{dataset.source} has no columns; name one only for a csv, json or jsonl file.")
     previews = (store / PREVIEWS).resolve()
     outside = [s for s in dataset if not (s.main and previews in s.main.resolve().parents)]
     return replace(dataset, samples=tuple(outside))
@@ -727,6 +737,7 @@ def leave_out(
                 books.manifest.remove(role, finding.id)
         remarks.append(f"its earlier {' and '.join(old)} were removed")
     books.failed[finding.id] = finding.reason, "; ".join(remarks)
+    books.progress.note(f"Left out: {finding.id}: {'; '.join(remarks)}")
 
 
 def all_tasks(
@@ -851,7 +862,7 @@ def prepare(
     weights, store = check_weights(model, text_encoder), open_store(output)
     hears = with_audio and "audio_vae" in weights.identity
     name = "auto" if dtype is None else str(format_).removeprefix("torch.")
-    settings = Settings(fps, lora_trigger, hears, name, load_text_encoder_in_8bit, vae_tiling)
+    settings = Settings(exact_rate(fps) if fps else None, lora_trigger, hears, name, load_text_encoder_in_8bit, vae_tiling)
     dataset = open_dataset(clips, store, caption_column, video_column)
     doctor = check_clips(dataset, resolution_buckets, weights.factors, settings, progress)
     books = Books(store, progress)

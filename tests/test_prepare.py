@@ -1,0 +1,462 @@
+"Preparation: from clips to a store, again and again, through every kind of trouble."
+
+import errno
+import json
+import shutil
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ltx_nb import loading
+from ltx_nb.data import prepare as chapter
+from ltx_nb.data import store as store_chapter
+from ltx_nb.data.clips import example_clips
+from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
+from ltx_nb.data.prepare import PrepareError, Quiet, prepare
+from ltx_nb.data.store import (
+    Manifest, PrecomputedDataset, check_checkpoint, checkpoint_identity, collate, list_records, read_record,
+    record_path,
+)
+from ltx_nb.loading import read_metadata
+from ltx_nb.model.audio_vae import encode_audio
+from ltx_nb.model.video_vae import encode_video
+from ltx_nb.tiny.checkpoint import make_tiny_checkpoint
+
+ROLES = ("conditions", "latents", "audio_latents")
+CLIPS = ("bird_sings", "bow_snaps", "bunny_smiles")
+SMALL = "64x64x9"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny):
+    "Three clips and their store, made without a stop."
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "clips").mkdir()
+    for name in CLIPS:
+        for suffix in "mp4", "txt":
+            shutil.copy2(example_clips() / f"{name}.{suffix}", folder / "clips")
+    report = prepare(folder / "clips", folder / "data", tiny.model, tiny.text_encoder, SMALL)
+    assert report.exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def place(prepared, tmp_path):
+    "A copy of them to work on."
+    shutil.copytree(prepared, tmp_path / "place")
+    return tmp_path / "place"
+
+
+def again(place, tiny, buckets=SMALL, clips="clips", **options):
+    return prepare(place / clips, place / "data", options.pop("model", tiny.model), tiny.text_encoder, buckets, **options)
+
+
+def record(place, role, name):
+    return read_record(record_path(place / "data", role, name))
+
+
+def contents(place):
+    return {path.relative_to(place / "data").as_posix(): path.read_bytes()
+            for role in ROLES for path in list_records(place / "data" / role).values()}
+
+
+def counts(report, state):
+    return tuple(report.count(state, role) for role in ROLES)
+
+
+def nothing_loads(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a component was loaded")
+
+    for name in ("load_text_encoder", "load_embeddings_processor", "load_video_vae_encoder", "load_audio_vae_encoder"):
+        monkeypatch.setattr(chapter, name, refuse)
+
+
+def full_after(monkeypatch, records):
+    "A disk that takes so many records and no more."
+    real, written = store_chapter.save_file, []
+
+    def save(tensors, path, metadata):
+        if len(written) == records:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(store_chapter, "save_file", save)
+
+
+# what is made
+
+
+def test_shapes_types_and_values(prepared, tiny):
+    data = PrecomputedDataset(prepared / "data", list(ROLES))
+    assert len(data) == 3 and not data.dropped
+    batch = collate([data[i] for i in range(3)])
+    video, audio, text = batch["latents"], batch["audio_latents"], batch["conditions"]
+    assert video["latents"].shape == (3, 128, 2, 2, 2) and video["latents"].dtype == torch.bfloat16
+    assert audio["latents"].shape == (3, 8, 9, 16) and audio["latents"].dtype == torch.float32
+    assert text["video_context"].dtype == text["audio_context"].dtype == torch.bfloat16
+    assert (text["video_context"].shape[-1], text["audio_context"].shape[-1]) == (128, 64)
+    assert video["fps"].tolist() == [24.0] * 3 and audio["duration"].tolist() == pytest.approx([9 / 24] * 3)
+    assert [video[name].tolist() for name in ("num_frames", "height", "width")] == [[2] * 3] * 3
+    identity = checkpoint_identity(tiny.model, tiny.text_encoder)
+    assert check_checkpoint(prepared / "data", identity, ROLES) == []
+
+
+def test_latents_are_those_of_the_pictures(prepared, tiny):
+    encoder = loading.load_video_vae_encoder(tiny.model, dtype=torch.float32)
+    clip = read_video(prepared / "clips" / "bow_snaps.mp4", frames=9, size=(64, 64))
+    with torch.no_grad():
+        expected = encode_video(encoder, clip.pixels()[None])[0]
+    torch.testing.assert_close(record(prepared, "latents", "bow_snaps.mp4")["latents"], expected.bfloat16())
+
+
+def test_contexts_are_those_of_the_caption(prepared, tiny):
+    processor = loading.load_embeddings_processor(tiny.model, dtype=torch.float32)
+    encoder = loading.load_text_encoder(tiny.text_encoder, dtype=torch.float32, embeddings_processor=processor)
+    for name in CLIPS:
+        context = encoder((prepared / "clips" / f"{name}.txt").read_text().strip())
+        found = record(prepared, "conditions", f"{name}.mp4")
+        assert torch.equal(found["video_context"], context.video[0].bfloat16())
+        assert torch.equal(found["audio_context"], context.audio[0].bfloat16())
+
+
+@pytest.mark.parametrize("start", [0.0, 0.52])
+def test_sound_is_that_of_the_window(place, tiny, start):
+    path = place / "clips" / "bird_sings.mp4"
+    rows = [{"video": path.name, "caption": "A bird.", "start": start}]
+    (place / "clips" / "list.json").write_text(json.dumps(rows))
+    again(place, tiny, clips="clips/list.json")
+    seconds = Fraction(9, 24)
+    sound, rate = read_sound(path, Fraction(int(start * 24), 24), seconds)
+    encoder = loading.load_audio_vae_encoder(tiny.model, dtype=torch.float32)
+    expected = encode_audio(encoder, sound[None], rate, float(seconds))[0]
+    assert torch.equal(record(place, "audio_latents", path.name)["latents"], expected)
+
+
+def test_rate_is_resampled_and_kept_in_time(place, tiny):
+    again(place, tiny, fps="12")
+    assert record(place, "latents", "bird_sings.mp4")["fps"] == 12.0
+    sound = record(place, "audio_latents", "bird_sings.mp4")
+    assert sound["duration"] == 9 / 12 and sound["latents"].shape[1] == round(25 * 9 / 12)
+
+
+def test_sizes_are_found_where_none_are_given(prepared, tiny, tmp_path):
+    report = prepare(prepared / "clips", tmp_path, tiny.model, tiny.text_encoder)
+    shapes = {name: tuple(read_record(path)["latents"].shape) for name, path in list_records(tmp_path / "latents").items()}
+    assert shapes == {"bird_sings.mp4": (128, 5, 3, 6), "bow_snaps.mp4": (128, 5, 3, 6), "bunny_smiles.mp4": (128, 4, 4, 3)}
+    assert report.exit_code == 0
+
+
+def test_same_caption_is_encoded_once(place, tiny, monkeypatch):
+    for path in (place / "clips").glob("*.txt"):
+        path.write_text("The same words.")
+    seen = []
+    real = chapter.encode_captions
+    monkeypatch.setattr(chapter, "encode_captions", lambda encoder, texts: seen.extend(texts) or real(encoder, texts))
+    again(place, tiny)
+    assert seen == ["The same words."]
+    first, *others = (record(place, "conditions", f"{name}.mp4")["video_context"] for name in CLIPS)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_captions_in_batches_are_the_same(prepared, place, tiny):
+    report = again(place, tiny, batch_size=3, overwrite=True)
+    assert counts(report, "redone") == (3, 3, 3)
+    for name in CLIPS:
+        one, many = (record(p, "conditions", f"{name}.mp4")["video_context"] for p in (prepared, place))
+        torch.testing.assert_close(one, many, atol=0.02, rtol=0.02)
+
+
+# a second time
+
+
+def test_nothing_is_repeated(place, tiny, monkeypatch):
+    nothing_loads(monkeypatch)
+    before = contents(place)
+    report = again(place, tiny)
+    assert counts(report, "reused") == (3, 3, 3) and contents(place) == before
+
+
+def test_moved_store_and_clips_are_still_valid(place, tiny, monkeypatch):
+    nothing_loads(monkeypatch)
+    (place / "data").rename(place / "elsewhere")
+    (place / "clips").rename(place / "films")
+    report = prepare(place / "films", place / "elsewhere", tiny.model, tiny.text_encoder, SMALL)
+    assert counts(report, "reused") == (3, 3, 3)
+
+
+def replace_tensors(tiny, target, part):
+    tensors, metadata = load_file(tiny.model), read_metadata(tiny.model)
+    for name in tensors:
+        if name.startswith(part):
+            tensors[name] = tensors[name] + 0.125
+    save_file(tensors, target, metadata)
+    return target
+
+
+@pytest.mark.parametrize(("change", "redone", "reason"), [
+    ("caption", (1, 0, 0), "caption changed"),
+    ("trigger", (3, 0, 0), "caption changed"),
+    ("film", (0, 1, 1), "bow_snaps.mp4 changed"),
+    ("picture size", (0, 3, 0), "option bucket changed from '64x64x9' to '64x32x9'"),
+    ("length", (0, 3, 3), "option seconds changed"),
+    ("video_vae", (0, 3, 0), "video_vae changed"),
+    ("audio_vae", (0, 0, 3), "audio_vae changed"),
+    ("connectors", (3, 0, 0), "connectors changed"),
+    ("damage", (0, 1, 0), "its file was changed"),
+])
+def test_only_what_changed_is_redone(place, tiny, change, redone, reason):
+    prefixes = {"video_vae": "vae.encoder.conv_in", "audio_vae": "audio_vae.encoder.conv_in",
+                "connectors": "model.diffusion_model.video_embeddings_connector.learn"}
+    options = {"trigger": {"lora_trigger": "OHM"}, "picture size": {"buckets": "64x32x9"}, "length": {"buckets": "64x64x17"}}
+    if change in prefixes:
+        options[change] = {"model": replace_tensors(tiny, place / "other.safetensors", prefixes[change])}
+    elif change == "caption":
+        (place / "clips" / "bow_snaps.txt").write_text("Another caption.")
+    elif change == "film":
+        shutil.copy2(place / "clips" / "bird_sings.mp4", place / "clips" / "bow_snaps.mp4")
+    elif change == "damage":
+        record_path(place / "data", "latents", "bow_snaps.mp4").write_bytes(b"broken")
+    report = again(place, tiny, **options.get(change, {}))
+    assert counts(report, "redone") == redone and counts(report, "made") == (0, 0, 0)
+    assert reason in "\n".join(report.summary())
+    assert counts(again(place, tiny, **options.get(change, {})), "reused") == (3, 3, 3)
+
+
+def test_new_clip_is_added_and_a_removed_one_named(place, tiny):
+    for suffix in "mp4", "txt":
+        shutil.copy2(example_clips() / f"squirrel_leaps.{suffix}", place / "clips")
+        (place / "clips" / f"bow_snaps.{suffix}").unlink()
+    report = again(place, tiny)
+    assert counts(report, "made") == (1, 1, 1) and counts(report, "reused") == (2, 2, 2)
+    assert any("bow_snaps.mp4" in note for note in report.notes)
+
+
+# trouble with one clip
+
+
+def troubled(place, trouble):
+    clip, words = place / "clips" / "trouble.mp4", place / "clips" / "trouble.txt"
+    words.write_text("Trouble.")
+    whole = (place / "clips" / "bow_snaps.mp4").read_bytes()
+    if trouble == "no media":
+        clip.write_text("this is no film")
+    elif trouble == "empty file":
+        clip.write_bytes(b"")
+    elif trouble == "torn":
+        clip.write_bytes(whole[: int(0.36 * len(whole))])  # 9 frames promised, 5 whole
+    elif trouble == "short":
+        write_video(clip, torch.zeros(5, 3, 64, 64, dtype=torch.uint8), 24)
+    elif trouble == "still":
+        clip = clip.with_suffix(".png")
+        write_image(clip, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    elif trouble == "wordless":
+        clip.write_bytes(whole)
+        words.write_text("  ")
+    return clip.name
+
+
+@pytest.mark.parametrize(("trouble", "words"), [
+    ("no media", "cannot be decoded"), ("empty file", "empty (0 bytes)"), ("torn", "damaged"),
+    ("short", "5 frames"), ("still", "no bucket has 1 frame"), ("wordless", "no caption"),
+])
+def test_one_bad_clip_is_left_out_and_named(place, tiny, monkeypatch, trouble, words):
+    name = troubled(place, trouble)
+    nothing_loads(monkeypatch) if trouble != "torn" else None
+    report = again(place, tiny)
+    assert report.exit_code == 3 and list(report.skipped) == [name] and words in report.skipped[name]
+    assert name in str(report) and name in report._repr_html_() and str(place) not in report.skipped[name]
+    assert len(PrecomputedDataset(place / "data", list(ROLES))) == 3
+
+
+def test_encoder_trouble_is_the_clips_own(place, tiny, monkeypatch):
+    real, calls = chapter.encode_video, []
+
+    def encode(encoder, video, tiling=None):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(encoder, video, tiling) * (float("nan") if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(chapter, "encode_video", encode)
+    report = again(place, tiny, overwrite=True)
+    assert report.usable == ("bird_sings.mp4",)
+    assert "vae_tiling" in report.skipped["bow_snaps.mp4"] and "not finite" in report.skipped["bunny_smiles.mp4"]
+    assert sorted(list_records(place / "data" / "latents")) == ["bird_sings.mp4"]
+    assert sorted(list_records(place / "data" / "audio_latents")) == ["bird_sings.mp4"]
+
+
+def test_missing_file_keeps_its_records_a_broken_one_does_not(place, tiny):
+    rows = [{"video": f"{name}.mp4", "caption": "Words."} for name in CLIPS]
+    (place / "clips" / "list.json").write_text(json.dumps(rows))
+    (place / "clips" / "bird_sings.mp4").unlink()
+    (place / "clips" / "bow_snaps.mp4").write_bytes(b"broken")
+    report = again(place, tiny, clips="clips/list.json")
+    assert report.usable == ("bunny_smiles.mp4",)
+    assert sorted(list_records(place / "data" / "latents")) == ["bird_sings.mp4", "bunny_smiles.mp4"]
+    assert "earlier run" in report.skipped["bird_sings.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["silent", "still"])
+def test_clip_without_sound_is_absent_on_purpose(place, tiny, monkeypatch, kind):
+    name = "quiet.mp4" if kind == "silent" else "quiet.png"
+    (place / "clips" / "quiet.txt").write_text("Quiet.")
+    if kind == "silent":
+        write_video(place / "clips" / name, torch.zeros(9, 3, 64, 64, dtype=torch.uint8), 24)
+    else:
+        write_image(place / "clips" / name, torch.zeros(3, 64, 64, dtype=torch.uint8))
+    buckets = f"{SMALL};64x64x1"
+    report = again(place, tiny, buckets)
+    assert report.exit_code == 0 and report.silent == (name,) and "leaves them out" in str(report)
+    assert Manifest(place / "data").records["audio_latents"][name].absent
+    assert name in PrecomputedDataset(place / "data", list(ROLES)).dropped
+    found = record(place, "latents", name)
+    assert found["fps"] == 24.0 and found["latents"].shape[1] == (2 if kind == "silent" else 1)
+    nothing_loads(monkeypatch)
+    assert counts(again(place, tiny, buckets), "made") == (0, 0, 0)
+
+
+def test_film_that_loses_and_regains_its_sound(place, tiny):
+    path = place / "clips" / "bow_snaps.mp4"
+    whole = path.read_bytes()
+    write_video(path, read_video(path, frames=9).frames, 24)
+    report = again(place, tiny)
+    assert report.silent == ("bow_snaps.mp4",) and "bow_snaps.mp4" not in list_records(place / "data" / "audio_latents")
+    path.write_bytes(whole)
+    assert counts(again(place, tiny), "redone") == (0, 1, 1)
+
+
+def test_sound_of_its_own_and_sound_alone(place, tiny):
+    tone = 0.3 * torch.sin(torch.arange(16000) / 10).expand(2, -1)
+    write_sound(place / "clips" / "tone.wav", tone, 16000)
+    rows = [{"video": "bow_snaps.mp4", "audio": "tone.wav", "caption": "A bow."}, {"audio": "tone.wav", "caption": "A tone."}]
+    (place / "clips" / "list.json").write_text(json.dumps(rows))
+    report = again(place, tiny, clips="clips/list.json")
+    assert report.usable == ("bow_snaps.mp4", "tone.wav")
+    beside, alone = (record(place, "audio_latents", name) for name in ("bow_snaps.mp4", "tone.wav"))
+    assert beside["latents"].shape[1] == 9 and alone["latents"].shape[1] == 25 and alone["duration"] == 1.0
+    torch.testing.assert_close(beside["latents"][:, :6], alone["latents"][:, :6])  # the last steps see the end
+    report = again(place, tiny, clips="clips/list.json", with_audio=False)
+    assert report.usable == ("bow_snaps.mp4",) and "without sound" in report.skipped["tone.wav"]
+
+
+# trouble with the run
+
+
+@pytest.mark.parametrize("records", [0, 4, 8])
+def test_full_disk_stops_the_run_and_spoils_nothing(prepared, place, tiny, monkeypatch, records):
+    shutil.rmtree(place / "data")
+    with monkeypatch.context() as patch:
+        full_after(patch, records)
+        with pytest.raises(PrepareError, match=rf"No space left.*\s{records} records finished.*run the same command again"):
+            again(place, tiny)
+    assert len(contents(place)) == records and not list((place / "data").rglob("*.tmp"))
+    report = again(place, tiny)
+    assert sum(counts(report, "reused")) == records and sum(counts(report, "made")) == 9 - records
+    assert contents(place) == contents(prepared)
+
+
+class Interrupted(Quiet):
+    "A user who loses patience."
+
+    def __init__(self, after):
+        self.left, self.notes = after, []
+
+    def advance(self, count=1, detail=None):
+        self.left -= count
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("after", [2, 4, 7, 11])
+def test_interrupted_and_resumed_equals_uninterrupted(prepared, place, tiny, after):
+    shutil.rmtree(place / "data")
+    user = Interrupted(after)
+    with pytest.raises(KeyboardInterrupt):
+        again(place, tiny, progress=user)
+    made = len(contents(place))
+    assert made == max(0, after - 3 + 1) and (not made or "go on" in user.notes[-1])
+    assert sum(counts(again(place, tiny), "reused")) == made
+    assert contents(place) == contents(prepared)
+    ours, theirs = (Manifest(p / "data").records for p in (place, prepared))
+    assert {r: sorted(e) for r, e in ours.items()} == {r: sorted(e) for r, e in theirs.items()}
+
+
+def test_stale_records_are_gone_after_an_interrupted_redo(place, tiny):
+    with pytest.raises(KeyboardInterrupt):
+        again(place, tiny, "64x32x9", progress=Interrupted(3))
+    shapes = {read_record(path)["latents"].shape[2] for path in list_records(place / "data" / "latents").values()}
+    assert shapes == {1}
+
+
+# nothing heavy before everything is checked
+
+
+@pytest.mark.parametrize(("given", "error", "words"), [
+    ({"buckets": "65x64x9"}, ValueError, "multiple of 32"),
+    ({"buckets": "64x64x10"}, ValueError, "8k"),
+    ({"fps": "fast"}, ValueError, "frame rate"),
+    ({"dtype": "int4"}, ValueError, "bfloat16"),
+    ({"model": "https://example.org/m.safetensors"}, ValueError, "local file"),
+    ({"model": "missing.safetensors"}, ValueError, "does not exist"),
+    ({"clips": "nowhere"}, ValueError, "nowhere"),
+    ({"caption_column": "words"}, ValueError, "no columns"),
+    ({"clips": "clips/list.json", "caption_column": "words"}, ValueError, "no column 'words'"),
+    ({"buckets": "64x64x97"}, PrepareError, "None of the 3 samples"),
+])
+def test_mistakes_are_found_before_anything_is_loaded(place, tiny, monkeypatch, given, error, words):
+    nothing_loads(monkeypatch)
+    before = contents(place)
+    (place / "clips" / "list.json").write_text(json.dumps([{"video": "bow_snaps.mp4", "caption": "A bow."}]))
+    with pytest.raises(error, match=words):
+        again(place, tiny, **given)
+    assert contents(place) == before
+
+
+def test_gemma_of_another_size_is_refused(place, tiny, monkeypatch):
+    nothing_loads(monkeypatch)
+    shutil.copytree(tiny.text_encoder, place / "gemma")
+    config = json.loads((place / "gemma" / "config.json").read_text())
+    config.get("text_config", config)["hidden_size"] = 128
+    (place / "gemma" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="width 128"):
+        prepare(place / "clips", place / "data", tiny.model, place / "gemma", SMALL)
+
+
+def test_checkpoint_without_an_encoder_is_refused(place, tiny, monkeypatch):
+    nothing_loads(monkeypatch)
+    tensors = {k: v for k, v in load_file(tiny.model).items() if not k.startswith("vae.")}
+    save_file(tensors, place / "half.safetensors", read_metadata(tiny.model))
+    with pytest.raises(PrepareError, match="no video_vae"):
+        again(place, tiny, model=place / "half.safetensors")
+
+
+def test_output_that_is_a_file_is_refused(place, tiny):
+    with pytest.raises(PrepareError, match="Give another"):
+        prepare(place / "clips", place / "clips" / "bow_snaps.txt", tiny.model, tiny.text_encoder, SMALL)
+
+
+# previews
+
+
+def test_previews_show_every_clip_and_are_no_clips(place, tiny):
+    report = prepare(place / "clips", place / "clips" / "out", tiny.model, tiny.text_encoder, SMALL, decode=True)
+    previews = sorted((place / "clips" / "out" / "decoded_videos").iterdir())
+    assert [path.name for path in previews] == [f"{name}.mp4.mp4" for name in CLIPS]
+    info = probe(previews[0])
+    assert (info.width, info.height, info.frames, info.fps, info.has_sound) == (64, 64, 9, 24, True)
+    times = [path.stat().st_mtime_ns for path in previews]
+    report = prepare(place / "clips", place / "clips" / "out", tiny.model, tiny.text_encoder, SMALL, decode=True)
+    assert len(report.samples) == 3 and [path.stat().st_mtime_ns for path in previews] == times
