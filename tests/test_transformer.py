@@ -16,7 +16,12 @@ from dataclasses import replace
 
 REAL = {
     "19B": {**BASE, "caption_channels": 3840},
-    "22B": {**BASE, "apply_gated_attention": True, "cross_attention_adaln": True, "caption_proj_before_connector": True},
+    "22B": {
+        **BASE,
+        "apply_gated_attention": True,
+        "cross_attention_adaln": True,
+        "caption_proj_before_connector": True,
+    },
 }
 VIDEO = {
     "V1-int": (-32.081380, 90.438346, -0.277485, 0.081672), "V1-split": (-27.621313, 91.722808, -0.229751, 0.047251),
@@ -82,7 +87,8 @@ def test_seeded_weights_are_those_of_the_recipe():
     weights = fill(build("V2").state_dict())
     assert len(weights) == 230 and sum(w.numel() for w in weights.values()) == 128_120
     torch.testing.assert_close(
-        weights["adaln_single.emb.timestep_embedder.linear_1.bias"][:3], torch.tensor([-0.11258399, -0.11523602, -0.02505786])
+        weights["adaln_single.emb.timestep_embedder.linear_1.bias"][:3],
+        torch.tensor([-0.11258399, -0.11523602, -0.02505786]),
     )
     assert abs(sum(w.double().sum().item() for w in weights.values()) - 454.315636) < 1e-3
 
@@ -138,7 +144,7 @@ def test_a_model_of_one_stream_ignores_exactly_the_rest_of_the_file(kind):
         ({"attention_type": "linear"}, "attention_type"),
         ({"num_layers": "many"}, "num_layers is 'many'"),
         ({"cross_attention_dim": 64}, "cross_attention_dim is 64, expected 2 heads x 16 = 32"),
-        ({"audio_num_attention_heads": 4, "audio_attention_head_dim": 4}, "2 heads and audio 4"),
+        ({"audio_num_attention_heads": 4, "audio_attention_head_dim": 4}, "video 2 heads and audio 4"),
         ({"caption_proj_before_connector": False, "caption_channels": None}, "caption_channels is missing"),
     ],
 )
@@ -161,7 +167,9 @@ def test_every_missing_required_key_is_named():
 
 def test_keys_of_the_text_side_are_no_surprise_but_unknown_ones_are_told():
     header = tiny_header("V2")
-    header["transformer"].update({"connector_num_layers": 8, "_class_name": "AVTransformer3DModel", "norm_num_groups": 32})
+    header["transformer"].update(
+        {"connector_num_layers": 8, "_class_name": "AVTransformer3DModel", "norm_num_groups": 32}
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LTXModel.from_config(header)
@@ -223,7 +231,9 @@ def test_one_level_a_sample_is_seen_without_looking_at_values():
     model, (video, audio) = build("V2"), inputs("V2")
     with torch.no_grad():
         by_token = model(replace(video, timesteps=video.sigma[:, None].repeat(1, 12)), audio)
-        by_sample = model(replace(video, timesteps=video.sigma[:, None]), replace(audio, timesteps=audio.sigma[:, None]))
+        by_sample = model(
+            replace(video, timesteps=video.sigma[:, None]), replace(audio, timesteps=audio.sigma[:, None])
+        )
     for a, b in zip(by_token, by_sample):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
@@ -284,7 +294,10 @@ def test_inputs_are_never_written_to():
     model = build("V2")
     sum(v.sum() for v in model(video, audio, Perturbations(({}, {"video_self": None, "a2v": [0]})))).backward()
     for given, kept in zip((video, audio), before):
-        assert all(torch.equal(getattr(given, n), getattr(kept, n)) for n in ("latent", "sigma", "timesteps", "positions", "context"))
+        assert all(
+            torch.equal(getattr(given, n), getattr(kept, n))
+            for n in ("latent", "sigma", "timesteps", "positions", "context")
+        )
 
 
 def test_bf16_is_close_and_keeps_noise_levels_in_float32():
@@ -310,13 +323,17 @@ def test_a_forward_pass_works_on_shapes_alone():
     with torch.device("meta"):
         model = LTXModel.from_config(tiny_header("V2"))
     on_meta = lambda m: replace(
-        m, **{n: getattr(m, n).to("meta") for n in ("latent", "sigma", "positions", "context")}, timesteps=m.sigma[:, None].to("meta")
+        m,
+        **{n: getattr(m, n).to("meta") for n in ("latent", "sigma", "positions", "context")},
+        timesteps=m.sigma[:, None].to("meta"),
     )
     video, audio = model(*map(on_meta, inputs("V2")))
     assert video.shape == (2, 12, 8) and audio.shape == (2, 5, 8)
 
 
-@pytest.mark.parametrize("name, attention", [("a2v", "audio_to_video_attn"), ("v2a", "video_to_audio_attn"), ("video_self", "attn1")])
+@pytest.mark.parametrize(
+    "name, attention", [("a2v", "audio_to_video_attn"), ("v2a", "video_to_audio_attn"), ("video_self", "attn1")]
+)
 def test_what_everybody_skips_is_not_computed(name, attention):
     model, (video, audio) = build("V2"), inputs("V2")
     calls = []
@@ -333,7 +350,9 @@ def test_a_mask_of_ones_is_no_mask():
     assert needed_mask(None) is None and needed_mask(ones) is None and needed_mask(some) is some
     model, (video, audio) = build("V2"), inputs("V2")
     with torch.no_grad():
-        for a, b in zip(model(video, audio), model(replace(video, context_mask=ones), replace(audio, context_mask=ones.bool()))):
+        for a, b in zip(
+            model(video, audio), model(replace(video, context_mask=ones), replace(audio, context_mask=ones.bool()))
+        ):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 

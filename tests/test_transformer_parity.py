@@ -56,7 +56,9 @@ def to_core(modality):
 
 
 def to_core_perturbations(skips, batch=2):
-    kind, one, some = (getattr(core_perturbations, n) for n in ("PerturbationType", "Perturbation", "PerturbationConfig"))
+    kind, one, some = (
+        getattr(core_perturbations, n) for n in ("PerturbationType", "Perturbation", "PerturbationConfig")
+    )
     samples = [[one(kind(KINDS[n]), blocks) for n, blocks in sample.items()] for sample in skips or ({},) * batch]
     return core_perturbations.BatchedPerturbationConfig([some(sample) for sample in samples])
 
@@ -101,7 +103,12 @@ def random_header(dice):
 def random_inputs(header, dice, seed):
     section, generator = header["transformer"], torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator)
-    batch, grid, moments, words = dice.choice([1, 2, 3]), (dice.choice([1, 3]), 2, dice.choice([1, 3])), dice.choice([1, 7]), 5
+    batch, grid, moments, words = (
+        dice.choice([1, 2, 3]),
+        (dice.choice([1, 3]), 2, dice.choice([1, 3])),
+        dice.choice([1, 7]),
+        5,
+    )
     tokens = grid[0] * grid[1] * grid[2]
     inside = not section["caption_proj_before_connector"]
     widths = (20, 20) if inside else (section["cross_attention_dim"], section["audio_cross_attention_dim"])
@@ -126,10 +133,15 @@ def test_random_models_and_inputs(seed):
 def test_a_lora_on_every_target_gets_the_same_gradients(variant):
     video, audio = inputs(variant)
     gradients = []
-    models = [get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS)) for model in pair(tiny_header(variant))]
+    models = [
+        get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS))
+        for model in pair(tiny_header(variant))
+    ]
     adapters = {name: p for name, p in models[0].named_parameters() if p.requires_grad}
     weights = {name: w / 5 for name, w in fill(adapters, seed=2).items()}  # B too: zeros would hide every A
-    for model, call in zip(models, (lambda m: m(video, audio), lambda m: m(to_core(video), to_core(audio), to_core_perturbations(None)))):
+    for model, call in zip(
+        models, (lambda m: m(video, audio), lambda m: m(to_core(video), to_core(audio), to_core_perturbations(None)))
+    ):
         model.load_state_dict(weights, strict=False)
         sum(v.square().mean() for v in call(model)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
@@ -171,7 +183,12 @@ def test_audio_positions_are_the_oracles(moments):
 def test_one_sample_may_have_a_scalar_sigma():
     ours, core = pair(tiny_header("V2"))
     first = lambda m: replace(
-        m, latent=m.latent[:1], sigma=m.sigma[0], timesteps=m.timesteps[:1], positions=m.positions[:1], context=m.context[:1]
+        m,
+        latent=m.latent[:1],
+        sigma=m.sigma[0],
+        timesteps=m.timesteps[:1],
+        positions=m.positions[:1],
+        context=m.context[:1],
     )
     video, audio = map(first, inputs("V2"))
     assert_equal_outputs(ours, core, video, audio)

@@ -45,7 +45,9 @@ def inputs(variant, kind="av"):
     timesteps = sigma[:, None].repeat(1, 12)
     timesteps[:, :6] = 0
     video = Modality(latent, sigma, timesteps, video_positions((2, 2, 3), 24).repeat(2, 1, 1, 1), caption)
-    audio = Modality(sound, audio_sigma, audio_sigma[:, None].repeat(1, 5), audio_positions(5).repeat(2, 1, 1, 1), audio_caption)
+    audio = Modality(
+        sound, audio_sigma, audio_sigma[:, None].repeat(1, 5), audio_positions(5).repeat(2, 1, 1, 1), audio_caption
+    )
     return (video if kind != "audio" else None), (audio if kind != "video" else None)
 
 

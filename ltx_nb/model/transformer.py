@@ -166,7 +166,8 @@ def read_config(
     read = _Reader(section)
     streams = {name: _read_stream(read, name) for name in KINDS[kind]}
     if kind == "av" and streams["video"].heads != streams["audio"].heads:
-        raise ConfigError(f"Video has {streams['video'].heads} heads and audio {streams['audio'].heads}, expected as many.")
+        heads = [stream.heads for stream in streams.values()]
+        raise ConfigError(f"The header gives video {heads[0]} heads and audio {heads[1]}, expected the same number.")
     projects_caption = not read("caption_proj_before_connector", False)
     if projects_caption and read("caption_channels") is None:
         raise ConfigError(
@@ -187,7 +188,8 @@ def read_config(
         caption_channels=read.whole("caption_channels", 3840) if projects_caption else None,
     )
     if kind == "av" and (unknown := read.unknown()):
-        warnings.warn(f"Keys of the header's transformer section that this library does not know: {', '.join(unknown)}.")
+        message = f"The header's transformer section has keys that this library does not know: {', '.join(unknown)}."
+        warnings.warn(message, stacklevel=2)
     return config
 
 # %% ../../nbs/1_model/02_transformer.ipynb #40545187
