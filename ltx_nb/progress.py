@@ -101,6 +101,10 @@ class Phase:
         "Where it stands."
         return f"{self.done:,}/{self.total:,}" if self.total is not None else f"{self.done:,}"
 
+    def amount_text(self) -> str:
+        "How far, with the unit; nothing for a phase that counts nothing."
+        return f"{self.count_text()} {self.unit}s" if self.done or self.total is not None else ""
+
 # %% ../nbs/5_training/03_progress.ipynb #c570295e
 def memory_text() -> str:
     "Memory of this process: on the GPU now and at its peak, or else in the host at its peak."
@@ -137,7 +141,7 @@ def end_text(
 ) -> str:
     "How a phase ended: how far, how long, and the last metrics."
     metrics = [metric_text(name, value) for name, value in phase.metrics.items()]
-    return "  ".join([f"{phase.count_text()} {phase.unit}s in {duration_text(phase.seconds(now))}", *metrics])
+    return "  ".join([f"{phase.amount_text()} in {duration_text(phase.seconds(now))}".lstrip(), *metrics])
 
 # %% ../nbs/5_training/03_progress.ipynb #74f4b26d
 class View:
@@ -282,8 +286,8 @@ class SummaryRow:
         "The cells of the row, without the files."
         times = f" x{self.runs}" if self.runs > 1 else ""
         bad = "".join(f", {state}" for state in sorted(self.states - {"done", "running"}))
-        count = self.counts[0] if self.runs == 1 else f"{self.done:,}"
-        return "  " * self.depth + self.name + times, f"{count} {self.unit}s{bad}", duration_text(self.seconds)
+        count = self.counts[0] if self.runs == 1 else f"{self.done:,} {self.unit}s" if self.done else ""
+        return "  " * self.depth + self.name + times, f"{count}{bad}".removeprefix(", "), duration_text(self.seconds)
 
 
 def summary_rows(
@@ -297,7 +301,7 @@ def summary_rows(
         row.runs += 1
         row.seconds += phase.seconds(now)
         row.states.add(phase.state)
-        row.counts.append(phase.count_text())
+        row.counts.append(phase.amount_text())
         row.files = list(dict.fromkeys(row.files + phase.files))
     return list(rows.values())
 
@@ -341,7 +345,7 @@ class PlainView(View):
 
     def changed(self, progress, phase, event):
         now, head = progress.clock(), f"{'  ' * phase.depth}{phase.name}"
-        count = f"{phase.count_text()} {phase.unit}s"
+        count = phase.amount_text()
         if event == "start":
             self.last[id(phase)] = phase.done, now
             where = f", from {phase.start:,}" if phase.start else ""
@@ -423,7 +427,7 @@ def running_table(
             total=phase.total, completed=phase.done, width=30, pulse=phase.total is None, animation_time=now
         )
         share = f"{100 * phase.done / phase.total:3.0f}%" if phase.total else ""
-        count = f"{phase.count_text()} {phase.unit}s"
+        count = phase.amount_text()
         rows.add_row(
             Text("  " * phase.depth + phase.name, style="bold"), bar, share, count, duration_text(phase.seconds(now))
         )
@@ -542,7 +546,8 @@ def live_html(
     for phase in progress.running:
         value = f'value="{phase.done}" max="{max(phase.total, 1)}"' if phase.total is not None else ""
         bar = f"<b>{escape(phase.name)}</b> <progress {value} style='width:16em'></progress>"
-        count = f"{phase.count_text()} {escape(phase.unit)}s, {duration_text(phase.seconds(now))}"
+        amount = escape(phase.amount_text())
+        count = ", ".join(filter(None, [amount, duration_text(phase.seconds(now))]))
         numbers = f"<small style='white-space:pre-wrap'>{escape(phase_text(phase, now))}</small>"
         rows.append(f"<div style='margin-left:{phase.depth}em'>{bar} {count}<br>{numbers}</div>")
     drawn = next((svg for phase in progress.running if (svg := curve_svg(phase))), "")

@@ -15,6 +15,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,6 +129,20 @@ def _eight_bit(device: torch.device):
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
 
 
+@contextmanager
+def _without_bars():
+    "Transformers draws a bar of its own while it loads, across whatever progress is shown."
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_gemma(
     folder: GemmaFolder,  # from `find_gemma`
     device: str | torch.device = "cpu",  # where the weights go
@@ -146,10 +161,11 @@ def load_gemma(
         _keys_to_ignore_on_load_unexpected = [r"vision_tower\.", r"multi_modal_projector\.", r"lm_head\."]
 
     config = AutoConfig.from_pretrained(folder.weights, local_files_only=True)
-    model, report = TextTower.from_pretrained(
-        folder.weights, config=config.get_text_config(), dtype=dtype, local_files_only=True, output_loading_info=True,
-        key_mapping={r"^(?:model\.)?language_model\.(?:model\.)?": "", r"^model\.": ""}, **options,
-    )  # fmt: skip
+    with _without_bars():
+        model, report = TextTower.from_pretrained(
+            folder.weights, config=config.get_text_config(), dtype=dtype, local_files_only=True, output_loading_info=True,
+            key_mapping={r"^(?:model\.)?language_model\.(?:model\.)?": "", r"^model\.": ""}, **options,
+        )  # fmt: skip
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder.weights} lacks {len(missing)} tensors of the text tower, first {missing[0]}.")
     return model.eval().requires_grad_(False)
