@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['STILL_FPS', 'MOST_PIXELS', 'MOST_FRAMES', 'RECIPE_VERSION', 'NEW', 'PREVIEWS', 'WORDS', 'HEAD', 'FORMATS',
            'training_caption', 'encode_captions', 'encode_pictures', 'encode_sound', 'read_window_sound', 'why_silent',
-           'fitting_size', 'suggest_buckets', 'Settings', 'Task', 'sound_task', 'sample_tasks', 'PrepareError', 'Quiet',
-           'Books', 'open_tasks', 'read_ahead', 'release', 'run_stage', 'run_captions', 'write_previews',
-           'write_preview', 'PreparedSample', 'PrepareReport', 'report_table', 'report_html', 'report_text', 'Weights',
-           'check_weights', 'open_store', 'open_dataset', 'check_clips', 'leave_out', 'all_tasks', 'encode_all',
-           'dataset_notes', 'number_format', 'prepare', 'make_report']
+           'fitting_size', 'suggest_buckets', 'Settings', 'Task', 'sound_task', 'sample_tasks', 'PrepareError',
+           'in_words', 'Quiet', 'Books', 'kept', 'open_tasks', 'read_ahead', 'release', 'run_stage', 'run_captions',
+           'write_previews', 'write_preview', 'PreparedSample', 'PrepareReport', 'report_table', 'report_html',
+           'report_text', 'Weights', 'check_weights', 'open_store', 'open_dataset', 'check_clips', 'leave_out',
+           'all_tasks', 'encode_all', 'dataset_notes', 'number_format', 'prepare', 'make_report']
 
 # %% ../../nbs/4_data/03_prepare.ipynb #378d8ac6
 import gc
 import html
-import math
 import re
 import statistics
 import time
@@ -245,8 +244,22 @@ def sample_tasks(
     return tasks
 
 # %% ../../nbs/4_data/03_prepare.ipynb #16e3259c
+NEW = "not made yet"  # what the manifest says of a record that it does not know
+
+
 class PrepareError(RuntimeError):
     "A preparation that cannot go on."
+
+
+def in_words(
+    error: BaseException,  # what went wrong with one sample
+) -> tuple[str, str]:  # a word or two for the summary, and a sentence
+    "Why a sample is left out."
+    if isinstance(error, MediaError):
+        return error.reason, str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory", "It does not fit on the device. Use a smaller bucket, or vae_tiling=True."
+    return "error", f"{type(error).__name__}: {error}"
 
 
 class Quiet:
@@ -284,11 +297,7 @@ class Books:
 
     def fail(self, sample: Sample, error: BaseException) -> None:
         "A sample cannot be prepared; the others go on."
-        reason, text = "error", f"{type(error).__name__}: {error}"
-        if isinstance(error, MediaError):
-            reason, text = error.reason, str(error)
-        elif isinstance(error, torch.OutOfMemoryError):
-            reason, text = "out of memory", "It does not fit on the device. Use a smaller bucket, or vae_tiling=True."
+        reason, text = in_words(error)
         for path in sample.media.values():
             text = text.replace(str(path), path.name)
         self.failed[sample.id] = reason, text
@@ -308,20 +317,6 @@ class Books:
         self.states[name, task.role] = "made" if task.why == NEW else "redone"
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        "Around the whole run: however it ends, the manifest knows what was finished."
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                self.progress.note("Stopped. What is finished stays; run the same command again to go on.")
-            with suppress(OSError):  # on a full disk the journal has to do
-                self.manifest.save()
-            raise
-        with self.writing():
-            self.manifest.save()
-
-    @contextmanager
     def writing(self) -> Iterator[None]:
         "Around everything that writes."
         try:
@@ -333,10 +328,24 @@ class Books:
                 "valid. Make room, then run the same command again: it goes on from there."
             ) from error
 
+# %% ../../nbs/4_data/03_prepare.ipynb #aeb6cb2d
+@contextmanager
+def kept(
+    books: Books,
+) -> Iterator[None]:
+    "However the run ends, the manifest knows what was finished."
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            books.progress.note("Stopped. What is finished stays; run the same command again to go on.")
+        with suppress(OSError):  # on a full disk the journal has to do
+            books.manifest.save()
+        raise
+    with books.writing():
+        books.manifest.save()
+
 # %% ../../nbs/4_data/03_prepare.ipynb #40e4c056
-NEW = "not made yet"  # what the manifest says of a record that it does not know
-
-
 def open_tasks(
     books: Books,
     tasks: Sequence[Task],
@@ -541,7 +550,7 @@ class PreparedSample:
 def _names(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-
+# %% ../../nbs/4_data/03_prepare.ipynb #4a74a86a
 @dataclass(frozen=True, repr=False)
 class PrepareReport:
     "What a preparation did."
@@ -766,7 +775,8 @@ def all_tasks(
     missing = {t.role: part for t in tasks for role, part in (("latents", "video_vae"), ("audio_latents", "audio_vae"))
                if t.role == role and part not in weights.identity}
     if missing:
-        raise PrepareError(f"{weights.model} holds no {' and no '.join(missing.values())} encoder, which the dataset needs.")
+        parts = " and no ".join(missing.values())
+        raise PrepareError(f"{weights.model} holds no {parts} encoder, which the dataset needs. Give a whole one.")
     return tasks
 
 # %% ../../nbs/4_data/03_prepare.ipynb #f12b84a0
@@ -862,23 +872,25 @@ def prepare(
     weights, store = check_weights(model, text_encoder), open_store(output)
     hears = with_audio and "audio_vae" in weights.identity
     name = "auto" if dtype is None else str(format_).removeprefix("torch.")
-    settings = Settings(exact_rate(fps) if fps else None, lora_trigger, hears, name, load_text_encoder_in_8bit, vae_tiling)
+    rate = exact_rate(fps) if fps else None
+    settings = Settings(rate, lora_trigger, hears, name, load_text_encoder_in_8bit, vae_tiling)
     dataset = open_dataset(clips, store, caption_column, video_column)
     doctor = check_clips(dataset, resolution_buckets, weights.factors, settings, progress)
     books = Books(store, progress)
-    with books.kept():
+    with kept(books):
         tasks = open_tasks(books, all_tasks(books, dataset, doctor, settings, weights), overwrite)
-        notes = [] if hears == with_audio else [f"{weights.model.name} has no audio autoencoder: prepared without sound."]
+        notes = [] if hears == with_audio else [f"{weights.model.name} has no audio encoder: prepared without sound."]
         notes += encode_all(books, tasks, settings, weights, device, format_, max(1, batch_size))
         if decode:
             good = [sample.id for sample in dataset if sample.id not in books.failed]
             write_previews(books, good, weights.model, device, format_, Tiling() if vae_tiling else None)
     report = make_report(books, doctor, notes + dataset_notes(books, dataset), time.monotonic() - began)
     if not report.usable:
-        raise PrepareError("\n".join(["No sample could be prepared.", *(f"{i}: {why}" for i, why in report.skipped.items())]))
+        lines = [f"{name}: {why}" for name, why in report.skipped.items()]
+        raise PrepareError("\n".join(["No sample could be prepared.", *lines[:10]]))
     return report
 
-
+# %% ../../nbs/4_data/03_prepare.ipynb #113fd491
 def make_report(
     books: Books,  # after the run
     doctor: Report,  # what was known before
