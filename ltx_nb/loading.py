@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP_BYTES', 'Component', 'CheckpointError', 'checkpoint_path', 'read_metadata', 'read_header', 'stream_tensors',
-           'component_keys', 'few', 'fill', 'load_component', 'load_transformer', 'load_video_vae_encoder',
+           'component_keys', 'file_key', 'few', 'fill', 'load_component', 'load_transformer', 'load_video_vae_encoder',
            'load_video_vae_decoder', 'load_audio_vae_encoder', 'load_audio_vae_decoder', 'load_vocoder',
            'load_embeddings_processor', 'load_text_encoder', 'LtxModelComponents', 'load_model']
 
@@ -70,7 +70,7 @@ def read_metadata(
     if size < end:
         raise CheckpointError(f"{file} is cut short: {size:,} bytes of {end:,}; download it again")
     try:
-        with safe_open(file, framework="pt"):  # checks the rest: that tensors neither overlap nor leave gaps
+        with safe_open(file, framework="np"):  # checks the rest: that tensors neither overlap nor leave gaps
             return metadata
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged ({error}); download it again") from None
@@ -122,8 +122,12 @@ def component_keys(
 ) -> dict[str, str]:  # key in the file -> key in the module
     "Which tensors of a file belong to a component; parts that the module was built without are passed over."
     ignored = tuple(getattr(module, "IGNORED_KEYS", ()))
-    parts = ((f"{path}.{name}.".lstrip("."), part) for path, owner in module.named_modules() for name, part in owner._modules.items())
-    absent = tuple(path for path, part in parts if part is None)
+    absent = tuple(
+        f"{path}.{name}.".lstrip(".")
+        for path, owner in module.named_modules()
+        for name, part in (vars(owner) | owner._modules).items()
+        if part is None and not name.startswith("_")
+    )
     found = {}
     for name in names:
         prefix = next((prefix for prefix in module.CHECKPOINT_KEYS if name.startswith(prefix)), None)
@@ -132,6 +136,16 @@ def component_keys(
     return {name: key for name, key in found.items() if not key.startswith(absent)}
 
 # %% ../nbs/2_loading/00_loading.ipynb #7272bd56
+def file_key(
+    component: nn.Module | type[nn.Module],  # with `CHECKPOINT_KEYS`
+    key: str,  # of its state dict
+) -> str:
+    "The name that a tensor of a component has in a file."
+    inner = max((inner for inner in component.CHECKPOINT_KEYS.values() if key.startswith(inner)), key=len)
+    prefix = next(prefix for prefix, other in component.CHECKPOINT_KEYS.items() if other == inner)
+    return prefix + key.removeprefix(inner)
+
+
 def few(names, limit: int = 4) -> str:
     "A list for an error message."
     names = sorted(names)
@@ -149,13 +163,13 @@ def fill(
 ) -> Component:  # the same module, with its weights, in evaluation mode and frozen
     "Give a module its weights from a checkpoint."
     file, expected = checkpoint_path(path), module.state_dict()
-    with safe_open(file, framework="pt") as opened:
+    with safe_open(file, framework="np") as opened:
         names = component_keys(module, list(opened.keys()))
         shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
     what = type(module).__name__
     if not names:
         raise CheckpointError(f"{file} holds no {what}: none of its keys begins with {', '.join(type(module).CHECKPOINT_KEYS)}")
-    if missing := set(expected) - set(names.values()):
+    if missing := {file_key(module, key) for key in set(expected) - set(names.values())}:
         raise CheckpointError(f"{what} in {file}: its header asks for {len(missing)} tensors that are not in the file: {few(missing)}")
     if extra := {name for name, key in names.items() if key not in expected}:
         raise CheckpointError(f"{what} in {file}: {len(extra)} tensors are left over, which its header does not explain: {few(extra)}")

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'FEED_FORWARD', 'TARGETS', 'ADAPTER', 'PREFIX', 'ENDINGS', 'targets_of', 'matching_modules', 'add_lora',
-           'lora_layers', 'lora_state_dict', 'export_lora', 'lora_metadata', 'save_lora', 'read_lora', 'check_lora',
-           'fuse_lora', 'load_lora']
+           'lora_layers', 'lora_state_dict', 'export_lora', 'lora_metadata', 'save_lora', 'read_lora', 'lora_scale',
+           'check_lora', 'fuse_lora', 'load_lora']
 
 # %% ../nbs/2_loading/02_lora.ipynb #e29f02e8
 import difflib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,10 @@ def add_lora(
     dropout: float = 0.0,  # on the adapters' input, in training only
 ) -> list[str]:  # the names of the modules that got an adapter
     "Freeze a model and put trainable adapters beside its linear layers."
+    if rank < 1 or (alpha is not None and alpha <= 0):
+        raise ValueError(f"rank is {rank} and alpha is {alpha}; expected a rank of at least 1 and an alpha above 0")
+    if any(lora_layers(model)):
+        raise ValueError("the model already carries a LoRA: load it afresh, or fill the adapters that it has with load_lora")
     names = sorted({name for hit in matching_modules(model, target_modules or TARGETS["all"]).values() for name in hit})
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=names, bias="none")
@@ -131,7 +136,7 @@ def lora_metadata(
         "target_modules": ",".join(target_modules or TARGETS["all"]),
         "base_model": base_model,
     }
-    return {key: str(value) for key, value in (said | more).items() if value}
+    return {key: str(value) for key, value in (said | more).items() if value not in (None, "")}
 
 
 def save_lora(
@@ -177,8 +182,21 @@ def read_lora(
     if strange or half or not parts:
         lack = f"one of the two matrices is missing for {few(half)}" if half else "it is empty"
         raise CheckpointError(f"{path} is not a LoRA for LTX-2: " + (f"it has keys such as {few(strange)}" if strange else lack))
-    scale = {module: part["alpha"].item() / len(part["A"]) if "alpha" in part else 1.0 for module, part in parts.items()}
-    return {module: (part["A"], part["B"] * scale[module]) for module, part in parts.items()}, metadata
+    return {module: (part["A"], part["B"] * lora_scale(module, part, metadata)) for module, part in parts.items()}, metadata
+
+
+def lora_scale(
+    module: str,  # name of the module
+    part: dict[str, Tensor],  # its "A", "B" and perhaps "alpha"
+    metadata: dict[str, str],  # of the file
+) -> float:  # what B has to be multiplied by
+    "The factor alpha / rank of a module, if the file keeps it apart: beside the matrices, or where diffusers writes it."
+    said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    said = {key.removeprefix("transformer."): value for key, value in said.items()}
+    alpha = (said.get("alpha_pattern") or {}).get(module, said.get("lora_alpha"))
+    if "alpha" in part:
+        alpha = part["alpha"].item()
+    return 1.0 if alpha is None else alpha / len(part["A"])
 
 
 def check_lora(
@@ -237,11 +255,14 @@ def load_lora(
         add_lora(model, ranks.pop(), target_modules=list(pairs))
         layers = dict(lora_layers(model))
     if layers.keys() != pairs.keys():
-        raise CheckpointError(f"{path} adapts other modules than this run: {few(layers.keys() ^ pairs.keys())}")
+        sides = {"only in the file": pairs.keys() - layers.keys(), "only in this run": layers.keys() - pairs.keys()}
+        listed = "; ".join(f"{side}: {few(names)}" for side, names in sides.items() if names)
+        raise CheckpointError(f"{path} adapts other modules than this run: {listed}; set lora.target_modules alike")
+    if other := {len(A) for A, _ in pairs.values()} - {next(iter(layers.values())).r[ADAPTER]}:
+        rank = next(iter(layers.values())).r[ADAPTER]
+        raise CheckpointError(f"{path} has rank {min(other)}, this run has rank {rank}: set lora.rank to {min(other)}")
     for name, layer in layers.items():
         A, B = pairs[name]
-        if layer.lora_A[ADAPTER].weight.shape != A.shape:
-            raise CheckpointError(f"{path} has rank {len(A)}, this run has rank {layer.r[ADAPTER]}: set lora.rank to {len(A)}")
         layer.lora_A[ADAPTER].weight.copy_(A)
         layer.lora_B[ADAPTER].weight.copy_(B / layer.scaling[ADAPTER])
     return metadata
