@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['normalise', 'norm_gradient', 'rms_norm', 'rope_frequencies', 'rope_angles', 'RopeTable', 'rope_table', 'rotate',
-           'Rope', 'query_key', 'Attention']
+           'Rope', 'query_key', 'Projection', 'read_projection', 'project', 'Attention']
 
 # %% ../../nbs/1_model/01_attention.ipynb #5c6f0bb8
 import math
@@ -36,8 +36,9 @@ def norm_gradient(
     "The backward half of the norm."
     if x.is_cuda and hasattr(torch.ops.aten, "_fused_rms_norm_backward"):
         return torch.ops.aten._fused_rms_norm_backward(grad, x, x.shape[-1:], scale, None, [True, False])[0]
-    along = (grad * x).sum(-1, keepdim=True, dtype=scale.dtype) * (scale.pow(3) / -x.shape[-1])
-    return (grad * scale).addcmul_(x.to(scale.dtype), along).to(x.dtype)
+    along = (grad * x).sum(-1, keepdim=True, dtype=scale.dtype) * scale.square()
+    inside = torch.addcmul(grad.to(scale.dtype), x.to(scale.dtype), along, value=-1 / x.shape[-1])
+    return inside.mul_(scale).to(x.dtype)
 
 # %% ../../nbs/1_model/01_attention.ipynb #a30efc28
 class _RMSNorm(torch.autograd.Function):
@@ -243,6 +244,91 @@ def query_key(
     "Norm, cut into heads, rotate."
     return _QueryKey.apply(q, k, q_weight, k_weight, tables, heads, layout, eps)
 
+# %% ../../nbs/1_model/01_attention.ipynb #aa58d7ef
+class Projection(NamedTuple):
+    "A frozen linear layer, and the LoRA beside it if there is one."
+    weight: Tensor  # `[m, n]`
+    bias: Tensor | None  # `[m]`
+    down: Tensor | None = None  # A, `[r, n]`
+    up: Tensor | None = None  # B, `[m, r]`
+    scale: float = 1.0  # alpha / r
+
+
+def read_projection(
+    layer: nn.Module,  # a linear layer, or what PEFT made of it
+) -> Projection | None:  # None: not an ordinary one, call the layer itself
+    "Look inside a linear layer."
+    if type(layer) is nn.Linear:
+        parts, found = [layer], Projection(layer.weight, layer.bias)
+    elif hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear:
+        names = layer.active_adapters
+        if len(names) != 1 or names[0] not in layer.lora_A:
+            return None
+        down, up, base = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.base_layer
+        plain = type(layer.lora_dropout[names[0]]) is nn.Identity and type(up) is nn.Linear and up.bias is None
+        if not plain or layer.disable_adapters or layer.merged or layer.lora_variant:
+            return None
+        parts, found = [layer, base, down, up], Projection(base.weight, base.bias, down.weight, up.weight, layer.scaling[names[0]])
+    else:
+        return None
+    hooked = any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or "forward" in vars(p) for p in parts)
+    return None if hooked or found.weight.requires_grad else found
+
+# %% ../../nbs/1_model/01_attention.ipynb #7305eb89
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scales, down, *parts):  # parts: all weights, then all biases, then all up matrices
+        count, rows = len(scales), x.flatten(0, -2)
+        weights, biases, ups = parts[:count], parts[count : 2 * count], parts[2 * count :]
+        ctx.ranks = [0 if up is None else up.shape[1] for up in ups]
+        low, outs = rows @ down.T, []
+        for weight, bias, up, part, scale in zip(weights, biases, ups, low.split(ctx.ranks, 1), scales):
+            out = F.linear(rows, weight, bias)
+            outs.append((out if up is None else out.addmm_(part, up.T, alpha=scale)).view(*x.shape[:-1], -1))
+        ctx.save_for_backward(rows, low, down, *weights, *ups)
+        ctx.scales, ctx.shape = scales, x.shape
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        count, grads = len(grads), [grad.flatten(0, -2) for grad in grads]
+        rows, low, down, *parts = ctx.saved_tensors
+        low_grad, up_grads = torch.empty_like(low), [None] * count
+        splits = zip(low.split(ctx.ranks, 1), low_grad.split(ctx.ranks, 1))
+        for i, (grad, up, scale, (part, part_grad)) in enumerate(zip(grads, parts[count:], ctx.scales, splits)):
+            if up is not None:
+                torch.mm(grad, up, out=part_grad)
+                up_grads[i] = grad.T @ part
+                if scale != 1:
+                    part_grad.mul_(scale), up_grads[i].mul_(scale)
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = low_grad @ down
+            for grad, weight in zip(grads, parts):
+                x_grad.addmm_(grad, weight)
+            x_grad = x_grad.view(ctx.shape)
+        return x_grad, None, low_grad.T @ rows, *[None] * (2 * count), *up_grads
+
+# %% ../../nbs/1_model/01_attention.ipynb #208b6c46
+def project(
+    x: Tensor,  # `[..., n]`
+    *layers: nn.Module,  # linear layers, with or without a LoRA
+) -> tuple[Tensor, ...]:  # `[..., m]` for each layer
+    "What several linear layers make of the same tokens."
+    if not any(hasattr(layer, "lora_A") for layer in layers):
+        return tuple(layer(x) for layer in layers)
+    found = [read_projection(layer) for layer in layers]
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
+    if None in found or not (autocast or all(t is None or t.dtype is dtype for p in found for t in p[:4])):
+        return tuple(layer(x) for layer in layers)
+    cast = lambda tensors: [t if t is None else t.to(dtype) for t in tensors]
+    weights, biases, downs, ups, scales = zip(*found)
+    downs = [down for down in downs if down is not None]
+    down = torch.cat(downs) if len(downs) > 1 else downs[0]
+    return _Project.apply(x.to(dtype), scales, down.to(dtype), *cast(weights), *cast(biases), *cast(ups))
+
 # %% ../../nbs/1_model/01_attention.ipynb #bae9ff87
 class Attention(nn.Module):
     "Tokens look at a context, or at each other."
@@ -276,16 +362,26 @@ class Attention(nn.Module):
         skip: Tensor | bool = False,  # `[B]` bool, samples that take their values unmixed; True: all of them
     ) -> Tensor:  # `[B, T, query_dim]`
         "Mix the values of the context by how well its keys match the queries."
-        context = x if context is None else context
-        values = self.to_v(context).unflatten(-1, (self.heads, -1))
-        out = values
+        found = self._project(x, context, values_only=skip is True)
+        out = values = found["v"].unflatten(-1, (self.heads, -1))
         if skip is not True:
             weights, tables = (self.q_norm.weight, self.k_norm.weight), (rope, context_rope or rope)
-            q, k = query_key(self.to_q(x), self.to_k(context), *weights, self.heads, tables, self.layout, self.q_norm.eps)
+            q, k = query_key(found["q"], found["k"], *weights, self.heads, tables, self.layout, self.q_norm.eps)
             q, k, v = (t.transpose(1, 2) for t in (q, k, values))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
             if skip is not False:
                 out = torch.where(skip[:, None, None, None], values, out)
+        if "gate" in found:
+            out = out * (2 * found["gate"].sigmoid())[..., None]
+        return project(out.flatten(2), self.to_out[0])[0]
+
+    def _project(self, x: Tensor, context: Tensor | None, values_only: bool) -> dict[str, Tensor]:
+        looking, looked_at = {}, {"v": self.to_v}
+        if not values_only:
+            looking["q"], looked_at["k"] = self.to_q, self.to_k
         if self.to_gate_logits is not None:
-            out = out * (2 * self.to_gate_logits(x).sigmoid())[..., None]
-        return self.to_out(out.flatten(2))
+            looking["gate"] = self.to_gate_logits
+        if context is None:
+            looking, looked_at = looking | looked_at, {}
+        found = dict(zip(looking, project(x, *looking.values())))
+        return found | dict(zip(looked_at, project(context, *looked_at.values()))) if looked_at else found
