@@ -78,6 +78,12 @@ def trained_model(version: str = "2.3", rank: int = 4, alpha: float = 4, targets
     return shake(model)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    "A LoRA of rank 4 on all attentions, in float32."
+    return save_lora(trained_model(), tmp_path_factory.mktemp("lora") / "l.safetensors", torch.float32)
+
+
 def answer(model: LTXModel, version: str = "2.3") -> torch.Tensor:
     generator = seeded(2)
     draw = lambda *shape: torch.randn(*shape, generator=generator)
@@ -246,14 +252,13 @@ def test_fused_and_loaded_equal_the_trained_model(tmp_path, version, alpha):
     assert not list(lora_layers(fused)) and all(p.requires_grad for _, m in lora_layers(loaded) for p in m.lora_B.parameters())
 
 
-def test_strengths_add_up(tmp_path):
-    path = save_lora(trained_model(), tmp_path / "l.safetensors", torch.float32)
+def test_strengths_add_up(saved):
     once, twice, back = new_model(), new_model(), new_model()
-    fuse_lora(once, path, 0.75)
+    fuse_lora(once, saved, 0.75)
     for strength in (0.5, 0.25):
-        fuse_lora(twice, path, strength)
+        fuse_lora(twice, saved, strength)
     for strength in (1.0, -1.0):
-        fuse_lora(back, path, strength)
+        fuse_lora(back, saved, strength)
     torch.testing.assert_close(answer(once), answer(twice), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(answer(back), answer(new_model()), atol=1e-5, rtol=1e-5)
 
@@ -281,8 +286,8 @@ def foreign(pairs: dict, prefix: str, down: str, up: str, alpha: float | None) -
 @pytest.mark.parametrize("alpha", [None, 1.0, 16.0])
 @pytest.mark.parametrize("down, up", [("lora_A", "lora_B"), ("lora_down", "lora_up")])
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", ""])
-def test_dialects_are_read_alike(tmp_path, prefix, down, up, alpha):
-    expected, _ = read_lora(save_lora(trained_model(), tmp_path / "l.safetensors", torch.float32))
+def test_dialects_are_read_alike(saved, tmp_path, prefix, down, up, alpha):
+    expected, _ = read_lora(saved)
     found, _ = read_lora(write(tmp_path / "f.safetensors", foreign(expected, prefix, down, up, alpha)))
     assert found.keys() == expected.keys()
     for module, (A, B) in expected.items():
@@ -290,8 +295,8 @@ def test_dialects_are_read_alike(tmp_path, prefix, down, up, alpha):
         torch.testing.assert_close(found[module][1], B)
 
 
-def test_alpha_that_diffusers_keeps_in_the_metadata_counts(tmp_path):
-    expected, _ = read_lora(save_lora(trained_model(rank=4), tmp_path / "l.safetensors", torch.float32))
+def test_alpha_that_diffusers_keeps_in_the_metadata_counts(saved, tmp_path):
+    expected, _ = read_lora(saved)
     first = next(iter(expected))
     said = {"transformer.r": 4, "transformer.lora_alpha": 2, "transformer.alpha_pattern": {first: 8}, "transformer.rank_pattern": {}}
     tensors = foreign(expected, "transformer.", "lora_A", "lora_B", None)
@@ -355,11 +360,11 @@ def test_paths_that_lead_nowhere_are_called_a_lora(path, said):
         read_lora(path)
 
 
-def test_bfloat16_weights_are_fused_in_float32(tmp_path):
-    path, model = save_lora(trained_model(), tmp_path / "l.safetensors", torch.float32), new_model().to(torch.bfloat16)
+def test_bfloat16_weights_are_fused_in_float32(saved):
+    model = new_model().to(torch.bfloat16)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    fuse_lora(model, path)
-    for module, (A, B) in read_lora(path)[0].items():
+    fuse_lora(model, saved)
+    for module, (A, B) in read_lora(saved)[0].items():
         expected = (before[f"{module}.weight"].float() + B @ A).to(torch.bfloat16)
         assert torch.equal(model.get_submodule(module).weight, expected)
 
