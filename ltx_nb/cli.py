@@ -35,7 +35,7 @@ def main(
 ) -> None:
     "Run a command and end the process with its exit code."
     try:
-        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        code = app(None if arguments is None else list(arguments), prog_name="ltx-nb", standalone_mode=False)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

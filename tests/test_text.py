@@ -633,7 +633,7 @@ def test_a_gemma_of_the_wrong_size_is_refused_before_and_after_loading(gemma_fol
 @pytest.mark.skipif(torch.cuda.is_available(), reason="speaks about machines without CUDA")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_eight_bit_needs_cuda(gemma_folder, device):
-    with pytest.raises(RuntimeError, match="needs a CUDA device.*load_in_8bit=False"):
+    with pytest.raises(ValueError, match="needs a CUDA device.*load_in_8bit=False"):
         GemmaTextEncoder.from_folder(gemma_folder, device=device, load_in_8bit=True)
 
 

@@ -247,7 +247,7 @@ def sample_tasks(
 NEW = "not made yet"  # what the manifest says of a record that it does not know
 
 
-class PrepareError(RuntimeError):
+class PrepareError(ValueError):
     "A preparation that cannot go on."
 
 

@@ -121,7 +121,7 @@ def caption_tokens(
 # %% ../../nbs/1_model/06_text.ipynb #23c4ec4a
 def _eight_bit(device: torch.device):
     if device.type != "cuda" or not torch.cuda.is_available():
-        raise RuntimeError(f"An 8-bit Gemma needs a CUDA device, not {device}. Load it with load_in_8bit=False.")
+        raise ValueError(f"An 8-bit Gemma needs a CUDA device, not {device}. Load it with load_in_8bit=False.")
     if find_spec("bitsandbytes") is None:
         raise ImportError("An 8-bit Gemma needs bitsandbytes: pip install bitsandbytes, or load_in_8bit=False.")
     from transformers import BitsAndBytesConfig
