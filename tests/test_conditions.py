@@ -45,9 +45,18 @@ VIDEO_CASES = {
     "first_frame": (Condition("first_frame"), expected_mask(range(1))),
     "prefix": (Condition("prefix", temporal_boundary=3), expected_mask(range(3))),
     "suffix": (Condition("suffix", temporal_boundary=2), expected_mask(range(3, 5))),
-    "whole cells": (Condition("spatial_crop", spatial_region=(32, 32, 96, 128)), expected_mask((), range(1, 3), range(1, 4))),
-    "partly covered cells": (Condition("spatial_crop", spatial_region=(1, 20, 95, 127)), expected_mask((), range(1, 2), range(1, 3))),
-    "beyond the picture": (Condition("spatial_crop", spatial_region=(64, 96, 500, 500)), expected_mask((), range(2, 3), range(3, 4))),
+    "whole cells": (
+        Condition("spatial_crop", spatial_region=(32, 32, 96, 128)),
+        expected_mask((), range(1, 3), range(1, 4)),
+    ),
+    "partly covered cells": (
+        Condition("spatial_crop", spatial_region=(1, 20, 95, 127)),
+        expected_mask((), range(1, 2), range(1, 3)),
+    ),
+    "beyond the picture": (
+        Condition("spatial_crop", spatial_region=(64, 96, 500, 500)),
+        expected_mask((), range(2, 3), range(3, 4)),
+    ),
 }
 
 
@@ -88,7 +97,9 @@ def test_scale_factors_of_the_checkpoint_decide_what_a_cell_is():
 
 @pytest.mark.parametrize("probability, expected", [(0.0, 0), (1.0, 400), (0.3, pytest.approx(120, abs=30))])
 def test_each_sample_tosses_its_own_coin(probability, expected):
-    given = condition_tokens(audio(400), [Condition("prefix", probability, temporal_boundary=3)], generator=seeded()).given
+    given = condition_tokens(
+        audio(400), [Condition("prefix", probability, temporal_boundary=3)], generator=seeded()
+    ).given
     assert torch.equal(given[:, 0], given[:, 2]) and not given[:, 3:].any()
     assert given[:, 0].sum().item() == expected
 
@@ -108,7 +119,10 @@ def test_a_generation_applies_doubtful_conditions_and_draws_nothing():
     batch = {"edges": {"latents": torch.ones(2, 128, *GRID), "fps": FPS}}
     tokens = condition_tokens(video(), rules, batch, certain=True)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(tokens.given[0, : tokens.length], expected_mask(range(1))) and tokens.given.shape[1] == 2 * F * H * W
+    assert (
+        torch.equal(tokens.given[0, : tokens.length], expected_mask(range(1)))
+        and tokens.given.shape[1] == 2 * F * H * W
+    )
 
 
 def test_order_of_conditions_does_not_matter():
@@ -169,7 +183,9 @@ def test_a_mask_of_another_shape_is_refused():
         condition_tokens(video(), [Condition("mask", mask_dir="masks")], {"masks": {"mask": torch.ones(2, 5, 3, 3)}})
 
 
-@pytest.mark.parametrize("tokens, rule", [(video(), Condition("first_frame")), (audio(), Condition("prefix", temporal_boundary=2))])
+@pytest.mark.parametrize(
+    "tokens, rule", [(video(), Condition("first_frame")), (audio(), Condition("prefix", temporal_boundary=2))]
+)
 def test_a_frozen_stream_is_given_whole_and_takes_no_inner_conditions(tokens, rule):
     frozen = condition_tokens(tokens, [rule], generated=False)
     assert frozen.given.all() and not frozen.generated and torch.equal(frozen.clean, tokens.clean)
@@ -214,7 +230,9 @@ def test_reference_of_half_the_frames_is_late_by_one_frame():
 
 
 def test_reference_of_sound_overlaps_from_the_start():
-    tokens = condition_tokens(audio(), [Condition("reference", latents_dir="voice")], {"voice": {"latents": torch.ones(2, 8, 6, 16)}})
+    tokens = condition_tokens(
+        audio(), [Condition("reference", latents_dir="voice")], {"voice": {"latents": torch.ones(2, 8, 6, 16)}}
+    )
     assert torch.equal(tokens.positions[:, :, STEPS:], tokens.positions[:, :, :6])
     assert tokens.given[:, STEPS:].all() and not tokens.given[:, :STEPS].any() and tokens.length == STEPS
 
@@ -230,7 +248,12 @@ def test_reference_of_samples_with_different_rates():
 
 @pytest.mark.parametrize(
     "grid, reference, factors",
-    [((7, 6, 4), (7, 6, 4), (1, 1)), ((7, 6, 4), (4, 3, 2), (2, 2)), ((9, 6, 6), (3, 2, 2), (3, 4)), ((1, 4, 4), (1, 1, 1), (4, 1))],
+    [
+        ((7, 6, 4), (7, 6, 4), (1, 1)),
+        ((7, 6, 4), (4, 3, 2), (2, 2)),
+        ((9, 6, 6), (3, 2, 2), (3, 4)),
+        ((1, 4, 4), (1, 1, 1), (4, 1)),
+    ],
 )
 def test_reference_factors_are_read_off_the_shapes(grid, reference, factors):
     assert reference_factors(grid, reference) == factors
@@ -238,7 +261,13 @@ def test_reference_factors_are_read_off_the_shapes(grid, reference, factors):
 
 @pytest.mark.parametrize(
     "grid, reference",
-    [((7, 6, 4), (7, 3, 1)), ((7, 3, 2), (7, 6, 4)), ((7, 6, 4), (5, 6, 4)), ((7, 6, 4), (1, 6, 4)), ((7, 6, 4), (13, 6, 4))],
+    [
+        ((7, 6, 4), (7, 3, 1)),
+        ((7, 3, 2), (7, 6, 4)),
+        ((7, 6, 4), (5, 6, 4)),
+        ((7, 6, 4), (1, 6, 4)),
+        ((7, 6, 4), (13, 6, 4)),
+    ],
 )
 def test_references_that_do_not_fit_are_refused(grid, reference):
     with pytest.raises(ValueError, match="does not fit a sample of 7 frames"):
@@ -282,8 +311,12 @@ def test_what_the_model_is_told(dtype):
     tokens = condition_tokens(video(), [Condition("first_frame")])
     sigma = torch.tensor([0.9001, 0.2])
     seen = to_modality(tokens, tokens.clean, sigma, torch.zeros(2, 4, 8), dtype)
-    assert seen.latent.dtype == dtype and {x.dtype for x in (seen.sigma, seen.timesteps, seen.positions)} == {torch.float32}
-    assert torch.equal(seen.timesteps, torch.where(tokens.given, 0.0, sigma[:, None])) and torch.equal(seen.sigma, sigma)
+    assert seen.latent.dtype == dtype and {x.dtype for x in (seen.sigma, seen.timesteps, seen.positions)} == {
+        torch.float32
+    }
+    assert torch.equal(seen.timesteps, torch.where(tokens.given, 0.0, sigma[:, None])) and torch.equal(
+        seen.sigma, sigma
+    )
     assert seen.context_mask is None and seen.attention_mask is None and seen.enabled
 
 

@@ -112,7 +112,12 @@ def test_guided_walk_of_four_calls_equals_the_recorded_step():
         strength = 0.5 if 29 in (skip.get("video_self") or ()) else 0.7 if "a2v" in skip else 1.0
         return 0.3 * strength * seen.latent + 0.1 * seen.context.mean()
 
-    contexts = [recipe((1, 8, 4), 0.2) + 1, recipe((1, 8, 4), 0.25) + 1, recipe((1, 8, 4), 0.6), recipe((1, 8, 4), 0.65)]
+    contexts = [
+        recipe((1, 8, 4), 0.2) + 1,
+        recipe((1, 8, 4), 0.25) + 1,
+        recipe((1, 8, 4), 0.6),
+        recipe((1, 8, 4), 0.65),
+    ]
     guidance = Guidance(stg_blocks=(29,))
     (streams, x), sigma = recipe_streams(), sigma_schedule(8)[2].item()
     found = predict(Toy(velocity), streams, x, sigma, Prompt(*contexts), guidance)
@@ -233,7 +238,8 @@ def test_calls_together_equal_calls_one_by_one(models, version):
     plan, record = Plan(replace(VIDEO, conditions=rules), AUDIO), make_record(2, fps=torch.tensor([24.0, 12.0]))
     options = {"steps": 2, "guidance": default_guidance(models[version])}
     apart, together = (
-        generate_latents(models[version], record, make_prompt(2, version), plan, together=t, **options) for t in (False, True)
+        generate_latents(models[version], record, make_prompt(2, version), plan, together=t, **options)
+        for t in (False, True)
     )
     for name in apart:
         torch.testing.assert_close(apart[name], together[name], atol=1e-4, rtol=1e-4)
@@ -273,7 +279,10 @@ def test_what_is_given_comes_out_bit_for_bit(models, kind):
 
 @pytest.mark.parametrize("frozen, folder", [("video", "latents"), ("audio", "audio_latents")])
 def test_a_frozen_stream_comes_out_as_it_went_in(models, frozen, folder):
-    plan, record = replace(TEXT_TO_VIDEO, **{frozen: replace(getattr(TEXT_TO_VIDEO, frozen), is_generated=False)}), make_record()
+    plan, record = (
+        replace(TEXT_TO_VIDEO, **{frozen: replace(getattr(TEXT_TO_VIDEO, frozen), is_generated=False)}),
+        make_record(),
+    )
     found = generate_latents(models["2"], record, make_prompt(), plan, steps=2)
     other = generate_latents(models["2"], make_record(seed=1), make_prompt(), plan, steps=2)
     generated = "audio" if frozen == "video" else "video"
@@ -289,14 +298,19 @@ def test_nothing_leaks_from_what_is_to_be_generated(models):
 def test_a_reference_is_looked_at_and_left_out_of_the_result(models):
     plan = Plan(replace(VIDEO, conditions=(Condition("reference", latents_dir="edges"),)), AUDIO)
     first = generate_latents(models["2"], make_record(), make_prompt(), plan, steps=2)
-    other = generate_latents(models["2"], make_record() | {"edges": make_record(seed=1)["edges"]}, make_prompt(), plan, steps=2)
+    other = generate_latents(
+        models["2"], make_record() | {"edges": make_record(seed=1)["edges"]}, make_prompt(), plan, steps=2
+    )
     assert first["video"].shape == (1, 128, *GRID) and not torch.equal(first["video"], other["video"])
 
 
 def test_every_seed_counts_and_zero_is_one_of_them(models):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    clips = [generate_latents(models["2"], make_record(), make_prompt(), steps=2, seed=seed)["video"] for seed in (0, 0, 42, 1)]
+    clips = [
+        generate_latents(models["2"], make_record(), make_prompt(), steps=2, seed=seed)["video"]
+        for seed in (0, 0, 42, 1)
+    ]
     default = generate_latents(models["2"], make_record(), make_prompt(), steps=2)["video"]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(clips[0], clips[1]) and torch.equal(clips[2], default)
@@ -321,7 +335,9 @@ def test_the_model_is_asked_in_evaluation_mode_and_left_as_it_was(training):
 
 def test_progress_is_told_after_every_step():
     told = []
-    generate_latents(Toy(), make_record(), make_prompt(), steps=3, guidance=Guidance.off(), on_step=lambda *x: told.append(x))
+    generate_latents(
+        Toy(), make_record(), make_prompt(), steps=3, guidance=Guidance.off(), on_step=lambda *x: told.append(x)
+    )
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -343,7 +359,9 @@ def test_one_stream_alone(models):
     assert list(found) == ["audio"] and found["audio"].shape == (1, 8, STEPS, 16)
 
 
-@pytest.mark.parametrize("width, height, frames, fps, grid, steps", [(768, 512, 121, 24, (16, 16, 24), 126), (64, 32, 9, 24, (2, 1, 2), 9)])
+@pytest.mark.parametrize(
+    "width, height, frames, fps, grid, steps", [(768, 512, 121, 24, (16, 16, 24), 126), (64, 32, 9, 24, (2, 1, 2), 9)]
+)
 def test_a_blank_record_has_the_shapes_of_its_size(width, height, frames, fps, grid, steps):
     record = blank_record(width, height, frames, fps, samples=2)
     assert record["latents"]["latents"].shape == (2, 128, *grid) and record["latents"]["fps"].tolist() == [fps] * 2
@@ -386,7 +404,11 @@ def differences(first: Modality | None, second: Modality | None) -> list[str]:
     different = []
     for field in fields(Modality):
         a, b = getattr(first, field.name), getattr(second, field.name)
-        same = torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a is b
+        same = (
+            torch.equal(a, b) and a.dtype == b.dtype
+            if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+            else a is b
+        )
         different += [] if same else [field.name]
     return different
 

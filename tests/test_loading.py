@@ -155,7 +155,13 @@ def test_headers_without_a_configuration(tmp_path, metadata, said):
         load_transformer(tmp_path / "bare.safetensors")
 
 
-SECTIONS = {"transformer": "transformer", "video_vae_encoder": "vae", "video_vae_decoder": "vae", "audio_vae_decoder": "audio_vae", "vocoder": "vocoder"}
+SECTIONS = {
+    "transformer": "transformer",
+    "video_vae_encoder": "vae",
+    "video_vae_decoder": "vae",
+    "audio_vae_decoder": "audio_vae",
+    "vocoder": "vocoder",
+}
 
 
 @pytest.mark.parametrize("loader", SECTIONS)
@@ -235,7 +241,9 @@ def test_weights_are_those_of_the_file_and_all_of_them(tiny, contents, version, 
     assert not module.training and not any(p.requires_grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("dtype, expected", [(None, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)])
+@pytest.mark.parametrize(
+    "dtype, expected", [(None, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)]
+)
 def test_dtype_is_the_one_asked_for(tiny, dtype, expected):
     assert {p.dtype for p in load_transformer(tiny["2"].model, dtype=dtype).parameters()} == {expected}
 
@@ -256,7 +264,11 @@ def test_whole_numbers_keep_their_kind(tiny, contents, tmp_path):
 
     save_file({"counter.steps": torch.tensor([1, 2, 3]), "counter.weight": torch.ones(2)}, tmp_path / "c.safetensors")
     module = fill(Counter(), tmp_path / "c.safetensors", dtype=torch.bfloat16)
-    assert module.steps.tolist() == [1, 2, 3] and module.steps.dtype == torch.int64 and module.weight.dtype == torch.bfloat16
+    assert (
+        module.steps.tolist() == [1, 2, 3]
+        and module.steps.dtype == torch.int64
+        and module.weight.dtype == torch.bfloat16
+    )
 
 
 def test_small_groups_give_the_same_weights(tiny, monkeypatch):
@@ -270,7 +282,9 @@ def test_version_is_read_off_the_header_feature_by_feature(tiny):
     old, new = (load_transformer(tiny[v].model) for v in VERSIONS)
     keys = [set(model.state_dict()) for model in (old, new)]
     assert {"caption_projection.linear_1.weight"} <= keys[0] - keys[1]
-    assert {"prompt_adaln_single.linear.weight", "transformer_blocks.0.attn1.to_gate_logits.weight"} <= keys[1] - keys[0]
+    assert {"prompt_adaln_single.linear.weight", "transformer_blocks.0.attn1.to_gate_logits.weight"} <= keys[1] - keys[
+        0
+    ]
     extractors = [type(load_embeddings_processor(tiny[v].model).feature_extractor).__name__ for v in VERSIONS]
     assert extractors == ["FeatureExtractorV1", "FeatureExtractorV2"]
     assert [load_vocoder(tiny[v].model).sample_rate for v in VERSIONS] == [24000, 48000]
@@ -291,7 +305,9 @@ def test_a_mixture_of_versions_is_built_as_its_header_says(altered, contents):
     }  # fmt: skip
     model = load_transformer(altered(plain | halved, {"transformer": {"cross_attention_adaln": False}}))
     keys = set(model.state_dict())
-    assert "transformer_blocks.0.attn1.to_gate_logits.weight" in keys and "prompt_adaln_single.linear.weight" not in keys
+    assert (
+        "transformer_blocks.0.attn1.to_gate_logits.weight" in keys and "prompt_adaln_single.linear.weight" not in keys
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -299,7 +315,11 @@ def test_a_mixture_of_versions_is_built_as_its_header_says(altered, contents):
 def test_one_stream_of_a_file_of_two(tiny, contents, version, kind, other):
     model, whole = (load_transformer(tiny[version].model, kind=k) for k in (kind, "av"))
     kept, all_keys = model.state_dict(), whole.state_dict()
-    mine = {k for k in all_keys if ("audio_" in k) == (kind == "audio") and "av_ca" not in k and "a2v_ca" not in k and "to_audio" not in k}
+    mine = {
+        k
+        for k in all_keys
+        if ("audio_" in k) == (kind == "audio") and "av_ca" not in k and "a2v_ca" not in k and "to_audio" not in k
+    }
     mine -= {k for k in all_keys if "audio_to_video_attn" in k}
     assert set(kept) == mine and all(torch.equal(kept[k], all_keys[k]) for k in kept)
 
@@ -309,9 +329,14 @@ def test_one_stream_of_a_file_of_two(tiny, contents, version, kind, other):
 def test_connectors_of_one_stream(tiny, contents, version, stream, other):
     part = load_embeddings_processor(tiny[version].model, streams=(stream,))
     names = set(part.state_dict())
-    assert any(n.startswith(f"{stream}_connector.") for n in names) and not any(n.startswith(f"{other}_connector.") for n in names)
+    assert any(n.startswith(f"{stream}_connector.") for n in names) and not any(
+        n.startswith(f"{other}_connector.") for n in names
+    )
     whole = load_embeddings_processor(tiny[version].model)
-    features, mask = torch.randn(1, 128, 64 if version == "2" or stream == "audio" else 128).bfloat16(), torch.ones(1, 128)
+    features, mask = (
+        torch.randn(1, 128, 64 if version == "2" or stream == "audio" else 128).bfloat16(),
+        torch.ones(1, 128),
+    )
     given = {"video": (features, None), "audio": (None, features)}[stream]
     alone, together = (getattr(p.create_embeddings(*given, mask), stream) for p in (part, whole))
     assert torch.equal(alone, together)
@@ -322,7 +347,10 @@ def test_changing_the_weights_does_not_change_the_file(tiny, tmp_path):
     before = tiny["2.3"].model.read_bytes()
     model = load_transformer(tiny["2.3"].model)
     pair = {"lora_A": torch.ones(2, 128), "lora_B": torch.ones(128, 2)}
-    save_file({f"diffusion_model.transformer_blocks.0.attn1.to_q.{k}.weight": v for k, v in pair.items()}, tmp_path / "l.safetensors")
+    save_file(
+        {f"diffusion_model.transformer_blocks.0.attn1.to_q.{k}.weight": v for k, v in pair.items()},
+        tmp_path / "l.safetensors",
+    )
     old = model.transformer_blocks[0].attn1.to_q.weight.clone()
     fuse_lora(model, tmp_path / "l.safetensors")
     assert not torch.equal(model.transformer_blocks[0].attn1.to_q.weight, old)
@@ -344,9 +372,16 @@ def test_a_file_replaced_while_it_is_loaded_does_not_change_the_model(altered):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_load_model_loads_what_is_asked_for(tiny, version):
-    parts = load_model(tiny[version].model, with_transformer=False, with_video_vae_encoder=True, with_audio_vae_decoder=False)
+    parts = load_model(
+        tiny[version].model, with_transformer=False, with_video_vae_encoder=True, with_audio_vae_decoder=False
+    )
     present = {name for name in vars(LtxModelComponents()) if getattr(parts, name) is not None}
-    assert present == {"video_vae_encoder", "video_vae_decoder", "vocoder", "factors"} and parts.factors == ScaleFactors(8, 32, 32)
+    assert present == {
+        "video_vae_encoder",
+        "video_vae_decoder",
+        "vocoder",
+        "factors",
+    } and parts.factors == ScaleFactors(8, 32, 32)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -379,7 +414,9 @@ def test_metadata_is_read_without_the_tensors(tiny, tmp_path):
     with safe_open(tiny["2.3"].model, "pt") as file:
         config = file.metadata()["config"]
     size = 1 << 36
-    header = json.dumps({"__metadata__": {"config": config}, "a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+    header = json.dumps(
+        {"__metadata__": {"config": config}, "a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    )
     path = raw(tmp_path / "huge.safetensors", header.encode())
     with open(path, "r+b") as file:
         file.truncate(8 + len(header) + size)

@@ -39,7 +39,8 @@ FAMILIES = {  # of one block
     },
     "video": {f"{a}.{p}" for a in ("attn1", "attn2") for p in PROJECTIONS},
     "video_ff": {f"{a}.{p}" for a in ("attn1", "attn2") for p in PROJECTIONS} | {f"ff.{p}" for p in FEED_FORWARD},
-    "audio": {f"{a}.{p}" for a in ("audio_attn1", "audio_attn2") for p in PROJECTIONS} | {f"audio_ff.{p}" for p in FEED_FORWARD},
+    "audio": {f"{a}.{p}" for a in ("audio_attn1", "audio_attn2") for p in PROJECTIONS}
+    | {f"audio_ff.{p}" for p in FEED_FORWARD},
     "audio_cross": {f"{a}.{p}" for a in ("audio_attn1", "audio_attn2", "video_to_audio_attn") for p in PROJECTIONS}
     | {f"audio_ff.{p}" for p in FEED_FORWARD},
 }
@@ -91,7 +92,10 @@ def answer(model: LTXModel, version: str = "2.3") -> torch.Tensor:
     widths, sigma = WIDTHS[version], torch.tensor([0.7])
     with torch.no_grad():
         return torch.cat(
-            [x.flatten() for x in model(*(to_modality(t, t.clean, sigma, draw(1, 6, w)) for t, w in zip((video, audio), widths)))]
+            [
+                x.flatten()
+                for x in model(*(to_modality(t, t.clean, sigma, draw(1, 6, w)) for t, w in zip((video, audio), widths)))
+            ]
         )
 
 
@@ -108,22 +112,35 @@ def write(path: Path, tensors: dict, metadata: dict | None = None) -> Path:
 def test_a_family_hits_its_modules_in_every_block_and_no_other(version, family):
     model = new_model(version)
     expected = {f"transformer_blocks.{i}.{name}" for i in range(BLOCKS) for name in FAMILIES[family]}
-    assert set(add_lora(model, 2, target_modules=TARGETS[family])) == expected == {name for name, _ in lora_layers(model)}
+    assert (
+        set(add_lora(model, 2, target_modules=TARGETS[family])) == expected == {name for name, _ in lora_layers(model)}
+    )
 
 
 @pytest.mark.parametrize(
     "target, count",
-    [("attn1.to_k", 4), ("audio_attn1.to_k", 4), ("to_k", 24), ("ff.net.2", 4), ("transformer_blocks.2.attn2.to_v", 1), ("proj_out", 1)],
+    [
+        ("attn1.to_k", 4),
+        ("audio_attn1.to_k", 4),
+        ("to_k", 24),
+        ("ff.net.2", 4),
+        ("transformer_blocks.2.attn2.to_v", 1),
+        ("proj_out", 1),
+    ],
 )
 def test_a_target_matches_whole_parts_of_a_name(target, count):
     assert len(matching_modules(new_model(), [target])[target]) == count
 
 
-@pytest.mark.parametrize("target, hint", [("attn1.to_qq", "attn1.to_q"), ("video_attn1.to_q", "attn1.to_q"), ("k", None), ("*", None)])
+@pytest.mark.parametrize(
+    "target, hint", [("attn1.to_qq", "attn1.to_q"), ("video_attn1.to_q", "attn1.to_q"), ("k", None), ("*", None)]
+)
 def test_a_target_that_hits_nothing_is_refused_with_a_hint(target, hint):
     model = new_model()
     before = {name for name, _ in model.named_modules()}
-    with pytest.raises(ValueError, match="without a match in LTXModel: .*" + (f"did you mean .*{hint}" if hint else "")):
+    with pytest.raises(
+        ValueError, match="without a match in LTXModel: .*" + (f"did you mean .*{hint}" if hint else "")
+    ):
         add_lora(model, target_modules=["to_q", target])
     assert {name for name, _ in model.named_modules()} == before  # nothing happened
 
@@ -150,7 +167,10 @@ def test_a_fresh_adapter_changes_nothing_and_learns(version):
 def test_gradient_reaches_every_adapter():
     model = trained_model(rank=2)
     video, audio = video_tokens(torch.randn(1, 128, 2, 2, 2), 24.0), audio_tokens(torch.randn(1, 8, 5, 16))
-    seen = [to_modality(t, t.clean, torch.tensor([0.7]), torch.randn(1, 6, w)) for t, w in zip((video, audio), WIDTHS["2.3"])]
+    seen = [
+        to_modality(t, t.clean, torch.tensor([0.7]), torch.randn(1, 6, w))
+        for t, w in zip((video, audio), WIDTHS["2.3"])
+    ]
     sum(x.square().mean() for x in model(*seen)).backward()
     for name, layer in lora_layers(model):
         for part in (layer.lora_A, layer.lora_B):
@@ -172,12 +192,20 @@ def test_keys_shapes_and_dtype_of_the_file(tmp_path, dtype):
             expected[f"diffusion_model.transformer_blocks.{i}.{name}.lora_A.weight"] = (3, layer.in_features)
             expected[f"diffusion_model.transformer_blocks.{i}.{name}.lora_B.weight"] = (layer.out_features, 3)
     assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == expected
-    assert {tensor.dtype for tensor in tensors.values()} == {dtype} and not any(p.name.startswith(".") for p in tmp_path.rglob("*"))
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype} and not any(
+        p.name.startswith(".") for p in tmp_path.rglob("*")
+    )
 
 
 def test_metadata_says_how_it_was_made(tmp_path):
     model = trained_model(rank=4, alpha=2, targets="video")
-    more = {"base_model": "ltx-2.3", "target_modules": TARGETS["video"], "reference_downscale_factor": 2, "step": 0, "note": ""}
+    more = {
+        "base_model": "ltx-2.3",
+        "target_modules": TARGETS["video"],
+        "reference_downscale_factor": 2,
+        "step": 0,
+        "note": "",
+    }
     with safe_open(save_lora(model, tmp_path / "l.safetensors", **more), "pt") as file:
         found = file.metadata()
     assert found == {
@@ -249,7 +277,9 @@ def test_fused_and_loaded_equal_the_trained_model(tmp_path, version, alpha):
     assert not torch.allclose(expected, base, atol=1e-2) and torch.equal(answer(half, version), base)
     for model in (fused, loaded, filled):
         torch.testing.assert_close(answer(model, version), expected, atol=1e-5, rtol=1e-5)
-    assert not list(lora_layers(fused)) and all(p.requires_grad for _, m in lora_layers(loaded) for p in m.lora_B.parameters())
+    assert not list(lora_layers(fused)) and all(
+        p.requires_grad for _, m in lora_layers(loaded) for p in m.lora_B.parameters()
+    )
 
 
 def test_strengths_add_up(saved):
@@ -298,7 +328,12 @@ def test_dialects_are_read_alike(saved, tmp_path, prefix, down, up, alpha):
 def test_alpha_that_diffusers_keeps_in_the_metadata_counts(saved, tmp_path):
     expected, _ = read_lora(saved)
     first = next(iter(expected))
-    said = {"transformer.r": 4, "transformer.lora_alpha": 2, "transformer.alpha_pattern": {first: 8}, "transformer.rank_pattern": {}}
+    said = {
+        "transformer.r": 4,
+        "transformer.lora_alpha": 2,
+        "transformer.alpha_pattern": {first: 8},
+        "transformer.rank_pattern": {},
+    }
     tensors = foreign(expected, "transformer.", "lora_A", "lora_B", None)
     found, _ = read_lora(write(tmp_path / "d.safetensors", tensors, {"lora_adapter_metadata": json.dumps(said)}))
     for module, (_, B) in expected.items():
@@ -306,16 +341,31 @@ def test_alpha_that_diffusers_keeps_in_the_metadata_counts(saved, tmp_path):
 
 
 def pair(module: str, out_size: int = 128, in_size: int = 128, rank: int = 2) -> dict:
-    return {f"diffusion_model.{module}.lora_A.weight": torch.ones(rank, in_size), f"diffusion_model.{module}.lora_B.weight": torch.ones(out_size, rank)}
+    return {
+        f"diffusion_model.{module}.lora_A.weight": torch.ones(rank, in_size),
+        f"diffusion_model.{module}.lora_B.weight": torch.ones(out_size, rank),
+    }
 
 
 Q = "transformer_blocks.0.attn1.to_q"
 BAD_FILES = {
-    "another architecture": (pair("double_blocks.0.img_attn.qkv"), "0 of its 1 modules exist here; unknown: double_blocks.0.img_attn.qkv"),
-    "partly another": (pair(Q) | pair("transformer_blocks.48.attn1.to_q"), "1 of its 2 modules.*transformer_blocks.48.attn1.to_q"),
-    "another size": (pair(Q, 4096, 4096), "trained on a model of another size: .*attn1.to_q is 4096x4096 in the file and 128x128 here"),
+    "another architecture": (
+        pair("double_blocks.0.img_attn.qkv"),
+        "0 of its 1 modules exist here; unknown: double_blocks.0.img_attn.qkv",
+    ),
+    "partly another": (
+        pair(Q) | pair("transformer_blocks.48.attn1.to_q"),
+        "1 of its 2 modules.*transformer_blocks.48.attn1.to_q",
+    ),
+    "another size": (
+        pair(Q, 4096, 4096),
+        "trained on a model of another size: .*attn1.to_q is 4096x4096 in the file and 128x128 here",
+    ),
     "not a linear layer": (pair("transformer_blocks.0.attn1"), "0 of its 1 modules"),
-    "one matrix missing": ({k: v for k, v in pair(Q).items() if "lora_B" not in k}, "one of the two matrices is missing for .*attn1.to_q"),
+    "one matrix missing": (
+        {k: v for k, v in pair(Q).items() if "lora_B" not in k},
+        "one of the two matrices is missing for .*attn1.to_q",
+    ),
     "not a LoRA": ({"vae.decoder.conv_in.weight": torch.ones(2)}, "keys such as vae.decoder.conv_in.weight"),
     "DoRA": (pair(Q) | {f"diffusion_model.{Q}.dora_scale": torch.ones(1)}, "keys such as .*dora_scale"),
     "empty": ({}, "is empty"),
@@ -330,7 +380,9 @@ def test_files_that_do_not_belong_here_are_refused_and_change_nothing(tmp_path, 
     with pytest.raises(CheckpointError, match=said):
         use(model, path)
     fresh = first_model("2.3").state_dict()
-    assert model.state_dict().keys() == fresh.keys() and all(torch.equal(v, fresh[k]) for k, v in model.state_dict().items())
+    assert model.state_dict().keys() == fresh.keys() and all(
+        torch.equal(v, fresh[k]) for k, v in model.state_dict().items()
+    )
 
 
 def test_adapters_of_another_rank_or_elsewhere_are_not_filled(tmp_path):
@@ -354,7 +406,13 @@ def test_mixed_ranks_can_be_fused_but_not_trained_on(tmp_path):
     torch.testing.assert_close(added, torch.full((128, 128), 2.0))
 
 
-@pytest.mark.parametrize("path, said", [("nowhere.safetensors", "LoRA nowhere.safetensors does not exist"), ("https://e.org/l.safetensors", "the LoRA has to be a local file")])
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("nowhere.safetensors", "LoRA nowhere.safetensors does not exist"),
+        ("https://e.org/l.safetensors", "the LoRA has to be a local file"),
+    ],
+)
 def test_paths_that_lead_nowhere_are_called_a_lora(path, said):
     with pytest.raises(CheckpointError, match=said):
         read_lora(path)

@@ -65,7 +65,9 @@ def make_pair(version: str) -> Pair:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         ours = LTXModel.from_config(header, cross_timestep="other").requires_grad_(False).eval()
-        theirs = LTX2VideoTransformer3DModel(**their_options(header["transformer"], version)).requires_grad_(False).eval()
+        theirs = (
+            LTX2VideoTransformer3DModel(**their_options(header["transformer"], version)).requires_grad_(False).eval()
+        )
     theirs.load_state_dict({renamed(key): tensor for key, tensor in ours.state_dict().items()}, strict=True)
     generator = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=generator)
@@ -140,14 +142,18 @@ def test_base_and_adapted_outputs_agree(pair, tmp_path, targets, rank, alpha):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_key_of_the_file_is_left_over(pair, tmp_path, dtype):
     train(pair.ours)
-    path = save_lora(pair.ours, tmp_path / "lora.safetensors", dtype, base_model="ltx-2.3", target_modules=TARGETS["all"])
+    path = save_lora(
+        pair.ours, tmp_path / "lora.safetensors", dtype, base_model="ltx-2.3", target_modules=TARGETS["all"]
+    )
     give(path, pair.theirs)
     taken = {name: layer for name, layer in pair.theirs.named_modules() if isinstance(layer, LoraLayer)}
     pairs, _ = read_lora(path)
     assert taken.keys() == pairs.keys() and len(taken) == 4 * 24
     for name, (A, B) in pairs.items():
         layer = taken[name]
-        assert torch.equal(layer.lora_A["ours"].weight.float(), A) and torch.equal(layer.lora_B["ours"].weight.float(), B)
+        assert torch.equal(layer.lora_A["ours"].weight.float(), A) and torch.equal(
+            layer.lora_B["ours"].weight.float(), B
+        )
         assert layer.scaling["ours"] == 1.0
 
 

@@ -113,7 +113,9 @@ def test_levels_of_any_length_lie_on_the_path(tokens):
 def test_small_levels_are_mirrored_not_clamped():
     eps, options = 0.1, {"uniform_prob": 0.0}
     levels = ShiftedLogitNormalTimestepSampler(eps=eps, **options).sample(50_000, 1024, seeded())
-    bare = ShiftedLogitNormalTimestepSampler(eps=1e-6, **options).sample(50_000, 1024, seeded())  # |r|, but for a millionth
+    bare = ShiftedLogitNormalTimestepSampler(eps=1e-6, **options).sample(
+        50_000, 1024, seeded()
+    )  # |r|, but for a millionth
     near = lambda expected: (levels - expected).abs() < 1e-5
     kept, small, negative = near(bare), near(2 * eps - bare), near(2 * eps + bare)
     assert (kept | small | negative).all()
@@ -155,7 +157,11 @@ def test_bad_sampler_settings_are_refused_at_once(mode, params, said):
 
 
 def test_no_setting_gives_the_default_sampler():
-    assert get_timestep_sampler() == ShiftedLogitNormalTimestepSampler() == get_timestep_sampler("shifted_logit_normal", None)
+    assert (
+        get_timestep_sampler()
+        == ShiftedLogitNormalTimestepSampler()
+        == get_timestep_sampler("shifted_logit_normal", None)
+    )
 
 
 def test_euler_step_equals_the_recorded_one():

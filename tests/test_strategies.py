@@ -49,7 +49,9 @@ def video_plan(*conditions, **options) -> Plan:
 
 def prepare(plan, batch=None, sampler=None, seed: int = 0, **options):
     batch = make_batch() if batch is None else batch
-    return FlexibleStrategy(plan, **options).prepare_training_inputs(batch, sampler or UniformTimestepSampler(), seeded(seed))
+    return FlexibleStrategy(plan, **options).prepare_training_inputs(
+        batch, sampler or UniformTimestepSampler(), seeded(seed)
+    )
 
 
 def clean_tokens(batch: dict) -> dict[str, torch.Tensor]:
@@ -65,6 +67,7 @@ def clean_tokens(batch: dict) -> dict[str, torch.Tensor]:
 @dataclass(frozen=True)
 class Listening:
     "A sampler that notes what it was asked."
+
     asked: list
 
     def sample(self, batch_size, seq_length, generator=None):
@@ -114,7 +117,10 @@ GIVEN = {
     "first_frame": (Condition("first_frame"), range(FRAME)),
     "prefix": (Condition("prefix", temporal_boundary=2), range(2 * FRAME)),
     "suffix": (Condition("suffix", temporal_boundary=1), range(3 * FRAME, 4 * FRAME)),
-    "spatial_crop": (Condition("spatial_crop", spatial_region=(0, 0, 32, 64)), [i for i in range(TOKENS) if i % FRAME in (0, 1)]),
+    "spatial_crop": (
+        Condition("spatial_crop", spatial_region=(0, 0, 32, 64)),
+        [i for i in range(TOKENS) if i % FRAME in (0, 1)],
+    ),
 }
 
 
@@ -128,7 +134,9 @@ def test_given_tokens_are_clean_at_level_zero_and_not_trained(kind):
     assert torch.equal(inputs.video.latent[given], clean_tokens(batch)["video"][given])
     assert torch.equal(inputs.video.timesteps == 0, given) and torch.equal(inputs.video_loss_mask, ~given)
     assert torch.equal(inputs.video.sigma, bare.video.sigma)  # of the sample, whatever is given
-    assert torch.equal(inputs.video.latent[~given], bare.video.latent[~given])  # a certain condition uses no random number
+    assert torch.equal(
+        inputs.video.latent[~given], bare.video.latent[~given]
+    )  # a certain condition uses no random number
     assert torch.equal(inputs.video_targets, bare.video_targets)
 
 
@@ -207,7 +215,10 @@ def test_total_loss_is_the_sum_of_the_streams():
     strategy = FlexibleStrategy(TEXT_TO_VIDEO)
     video, audio = torch.full((2, 3, 4), 2.0), torch.full((2, 5, 4), 3.0)
     assert strategy.compute_loss(video, audio, inputs).tolist() == [13.0, 13.0]
-    assert {n: x.tolist() for n, x in strategy.stream_losses(video, audio, inputs).items()} == {"video": [4.0] * 2, "audio": [9.0] * 2}
+    assert {n: x.tolist() for n, x in strategy.stream_losses(video, audio, inputs).items()} == {
+        "video": [4.0] * 2,
+        "audio": [9.0] * 2,
+    }
 
 
 def test_loss_reaches_every_stream_and_is_float32():
@@ -286,15 +297,21 @@ def test_configuration_and_plan_say_the_same():
     block = {"is_generated": True, "latents_dir": "latents", "conditions": [{"type": "prefix", "temporal_boundary": 2}]}
     sound = {"is_generated": True, "latents_dir": "audio_latents"}
     config = FlexibleStrategyConfig(name="flexible", video=block, audio=sound)
-    plan = Plan(StreamPlan("latents", conditions=(Condition("prefix", temporal_boundary=2),)), StreamPlan("audio_latents"))
+    plan = Plan(
+        StreamPlan("latents", conditions=(Condition("prefix", temporal_boundary=2),)), StreamPlan("audio_latents")
+    )
     strategy = get_training_strategy(config)
     assert strategy.get_data_sources() == FlexibleStrategy(plan).get_data_sources()
     found, expected = strategy.prepare_training_inputs(make_batch(), UniformTimestepSampler(), seeded()), prepare(plan)
-    assert torch.equal(found.video.latent, expected.video.latent) and torch.equal(found.video_loss_mask, expected.video_loss_mask)
+    assert torch.equal(found.video.latent, expected.video.latent) and torch.equal(
+        found.video_loss_mask, expected.video_loss_mask
+    )
 
 
 def test_streams_keep_given_and_references_apart():
-    streams = read_streams(video_plan(Condition("reference", latents_dir="edges"), Condition("first_frame")), make_batch())
+    streams = read_streams(
+        video_plan(Condition("reference", latents_dir="edges"), Condition("first_frame")), make_batch()
+    )
     assert list(streams) == ["video"] and streams["video"].length == TOKENS
     assert streams["video"].given.sum(1).tolist() == [FRAME + TOKENS] * 2
 

@@ -36,7 +36,10 @@ def write_checkpoint(path: Path) -> None:
     }  # fmt: skip
     with torch.device("meta"):
         model = LTXModel.from_config(header)
-    tensors = {f"model.diffusion_model.{k}": torch.full(t.shape, 0.01, dtype=torch.bfloat16) for k, t in model.state_dict().items()}
+    tensors = {
+        f"model.diffusion_model.{k}": torch.full(t.shape, 0.01, dtype=torch.bfloat16)
+        for k, t in model.state_dict().items()
+    }
     save_file(tensors, path, {"config": json.dumps(header), "model_version": "2.3.0"})
 
 
@@ -91,10 +94,14 @@ def main() -> None:
             write_checkpoint(path)
         size = path.stat().st_size
         print(f"{path.name}: {size / GIGABYTE:.3f} GB, loaded to {options.device}; all figures in GB")
-        print("dtype     module  process before  peak loading  peak when read  anonymous  (peak - before) / larger of file and module  seconds")
+        print(
+            "dtype     module  process before  peak loading  peak when read  anonymous  (peak - before) / larger of file and module  seconds"
+        )
         for dtype in CASES:
             command = [sys.executable, __file__, "--load", str(path), dtype, "--device", options.device]
-            said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            said = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            )
             module, before, loading, read, anonymous = (
                 said[k] / GIGABYTE for k in ("module", "before", "peak while loading", "peak when read", "anonymous")
             )
