@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .latents import ConfigError, ScaleFactors
+from .latents import ScaleFactors
 from .model.audio_vae import AudioDecoder, AudioEncoder
 from .model.text import EmbeddingsProcessor, GemmaTextEncoder
 from .model.transformer import LTXModel
