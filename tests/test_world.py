@@ -255,14 +255,20 @@ def test_judge_does_not_see_motion_in_a_still(wide):
 
 def test_reversed_clips_move_and_sound_the_other_way(wide):
     scenes, frames, sound = wide
-    turn = dict(zip(ATTRIBUTES["motion"] + ATTRIBUTES["sweep"],
-                    ("falling", "rising", "right", "left", "fading", "swelling", "rightward", "leftward")))
+    turn = dict(
+        zip(
+            ATTRIBUTES["motion"] + ATTRIBUTES["sweep"],
+            ("falling", "rising", "right", "left", "fading", "swelling", "rightward", "leftward"),
+        )
+    )
     verdicts = judge(frames[:24].flip(1), sound[:24].flip(2))
     for name in ("motion", "sweep"):
         assert [v[name] for v in verdicts] == [turn[getattr(s, name)] for s in scenes[:24]]
 
 
-@pytest.mark.parametrize("world", [World(width=96, height=64, frames=25), World(width=128, height=128, frames=9, fps=8)])
+@pytest.mark.parametrize(
+    "world", [World(width=96, height=64, frames=25), World(width=128, height=128, frames=9, fps=8)]
+)
 def test_world_and_judge_work_at_other_sizes(world):
     scenes = sample_scenes("wide", 12, seed=10)
     frames, sound = render(scenes, world)

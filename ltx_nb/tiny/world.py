@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from ..data.media import write_video
-from .text import tiny_tokenizer
 
 # %% ../../nbs/6_tiny/02_world.ipynb #fde94116
 COLOURS = {  # red, green, blue; 0 to 1
@@ -391,9 +390,7 @@ def render(
 
 # %% ../../nbs/6_tiny/02_world.ipynb #039e1170
 def _as_floats(frames: Tensor) -> Tensor:
-    "`[B, F, 3, H, W]` in [0, 1] out of bytes or floats."
-    if frames.ndim != 5 or frames.shape[2] != 3:
-        raise ValueError(f"The judge expects frames as [clips, frames, 3, height, width], got {list(frames.shape)}.")
+    "Pixels in [0, 1] out of bytes or floats."
     return frames.float() / 255 if frames.dtype == torch.uint8 else frames.detach().float().clamp(0, 1)
 
 
@@ -526,7 +523,8 @@ def watch(
     chunk: int = 4,  # clips at a time; small enough to stay in the cache
 ) -> list[dict]:  # colour, shape, motion and background of each clip
     "Say what is to be seen."
-    _as_floats(frames[:0])  # refuses what is not a batch of clips
+    if frames.ndim != 5 or frames.shape[2] != 3:
+        raise ValueError(f"The judge expects frames as [clips, frames, 3, height, width], got {list(frames.shape)}.")
     _, count, _, height, width = frames.shape
     world = World(width, height, count)
     behind, drawings = torch.stack([backdrop(name, world) for name in BACKGROUNDS]), shape_drawings(world)
