@@ -260,15 +260,15 @@ def read_projection(
     "Look inside a linear layer."
     if type(layer) is nn.Linear:
         parts, found = [layer], Projection(layer.weight, layer.bias)
-    elif hasattr(layer, "lora_A") and type(layer.base_layer) is nn.Linear:
-        names = layer.active_adapters
-        if len(names) != 1 or names[0] not in layer.lora_A:
+    elif type(base := layer._modules.get("base_layer")) is nn.Linear and "lora_A" in layer._modules:
+        name, *others = layer.active_adapters or [None]
+        downs, ups, dropouts = (layer._modules[kind]._modules for kind in ("lora_A", "lora_B", "lora_dropout"))
+        if others or name not in downs or layer.disable_adapters or layer.merged or layer.lora_variant:
             return None
-        down, up, base = layer.lora_A[names[0]], layer.lora_B[names[0]], layer.base_layer
-        plain = type(layer.lora_dropout[names[0]]) is nn.Identity and type(up) is nn.Linear and up.bias is None
-        if not plain or layer.disable_adapters or layer.merged or layer.lora_variant:
+        down, up = downs[name], ups[name]
+        if type(dropouts[name]) is not nn.Identity or type(up) is not nn.Linear or up.bias is not None:
             return None
-        parts, found = [layer, base, down, up], Projection(base.weight, base.bias, down.weight, up.weight, layer.scaling[names[0]])
+        parts, found = [layer, base, down, up], Projection(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
     else:
         return None
     hooked = any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or "forward" in vars(p) for p in parts)
@@ -315,7 +315,7 @@ def project(
     *layers: nn.Module,  # linear layers, with or without a LoRA
 ) -> tuple[Tensor, ...]:  # `[..., m]` for each layer
     "What several linear layers make of the same tokens."
-    if not any(hasattr(layer, "lora_A") for layer in layers):
+    if not any("lora_A" in layer._modules for layer in layers):
         return tuple(layer(x) for layer in layers)
     found = [read_projection(layer) for layer in layers]
     kind = x.device.type
