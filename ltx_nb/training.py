@@ -404,7 +404,8 @@ class LtxvTrainer:
             config.checkpoints.keep_last_n, kind,
         )  # fmt: skip
         self.checkpoint = saved.weights
-        self.progress.file(saved.weights)
+        if self.progress.running:  # not so where a notebook saves between two steps
+            self.progress.file(saved.weights)
         return saved.weights
 
     def _state(self) -> TrainingState | None:
@@ -425,9 +426,8 @@ class LtxvTrainer:
         "Generate the samples of this step."
         if not self.validation.requests:
             return []
-        with self.progress.phase("Validation"):
-            model = self.accelerator.unwrap_model(self.model)
-            files = self.validation.run(model, self.step, self.precision.autocast(self.device))
+        model = self.accelerator.unwrap_model(self.model)
+        files = self.validation.run(model, self.step, self.precision.autocast(self.device))
         self.samples += files
         return files
 

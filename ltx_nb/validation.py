@@ -80,9 +80,13 @@ class Request:
         return Plan(TEXT_TO_VIDEO.video if self.video else None, TEXT_TO_VIDEO.audio if self.audio else None)
 
 # %% ../nbs/5_training/02_validation.ipynb #a8a1ce6b
-def free(device: torch.device | str) -> None:
+def free(
+    device: torch.device | str,  # where they were
+    circles: bool = False,  # they refer to themselves, as Gemma does, and have to be searched for
+) -> None:
     "Give memory of dropped components back."
-    gc.collect()
+    if circles:
+        gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
 
@@ -102,7 +106,7 @@ def encode_prompts(
     move = lambda tensor: None if tensor is None else tensor.to("cpu", dtype)
     found = {text: TextContext(*map(move, encoder(text))) for text in texts}
     del encoder, processor
-    free(device)
+    free(device, circles=True)
     return found
 
 
@@ -298,10 +302,12 @@ class ValidationRunner:
     ) -> list[Path]:  # the files
         "Generate every sample."
         files = []
-        for number, request in enumerate(self.requests, 1):
-            with autocast or contextlib.nullcontext():
-                latents = walk(transformer, request, self.contexts, self.device, self.dtype, self.factors, self.progress)
-            made = decode_latents(latents, request, self.model, self.device, self.dtype)
-            files.append(made.save(self.folder / f"step_{step:06d}_{number}"))
-            self.progress.file(files[-1])
+        with self.progress.phase("Validation", len(self.requests), "sample"):
+            for number, request in enumerate(self.requests, 1):
+                with autocast or contextlib.nullcontext():
+                    latents = walk(transformer, request, self.contexts, self.device, self.dtype, self.factors, self.progress)
+                made = decode_latents(latents, request, self.model, self.device, self.dtype)
+                files.append(made.save(self.folder / f"step_{step:06d}_{number}"))
+                self.progress.file(files[-1])
+                self.progress.advance()
         return files

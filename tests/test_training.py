@@ -1,0 +1,575 @@
+"Training: what moves, what is saved, what a resumed run has to be, and what is said when it cannot go on."
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_runs import SAMPLES, TARGETS, make_place, make_trainer, names, same, train, trained
+
+from ltx_nb.config import load_config
+from ltx_nb.data.store import Manifest, Recipe, WrongCheckpointError, checkpoint_identity, collate
+from ltx_nb.latents import ConfigError, patchify_video
+from ltx_nb.loading import CheckpointError, load_embeddings_processor, load_text_encoder, load_transformer
+from ltx_nb.lora import fuse_lora, read_lora
+from ltx_nb.model.text import caption_record
+from ltx_nb.strategies import FlexibleStrategy, ModelInputs
+from ltx_nb.training import batch_losses, learning_rate, make_optimizer, trained_parameters
+
+N = 2  # a whole run has 2N steps, an interrupted one N
+RATE = 3e-3
+DROPOUT = {"lora__dropout": 0.1}  # draws from the global random numbers: whoever touches them changes the run
+STREAMS = {"loss", "video", "audio"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    "A LoRA run of 2N steps, with a checkpoint after N."
+    return train(place, place.folder / "whole", optimization__steps=2 * N, checkpoints__interval=N, **DROPOUT)
+
+
+@pytest.fixture(scope="module")
+def full(place):
+    "Every weight, 2N steps, with a checkpoint after N."
+    more = {"model__training_mode": "full", "lora": None, "checkpoints__interval": N}
+    return train(place, place.folder / "full", optimization__steps=2 * N, **more)
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    return load_transformer(place.model, dtype=torch.float32).state_dict()
+
+
+@pytest.fixture(scope="module")
+def interrupted(place):
+    "The LoRA run again in a process of its own, killed when it was a step past the checkpoint of step N."
+    output = place.folder / "killed"
+    changes = {"optimization__steps": 2 * N, "checkpoints__interval": N, **DROPOUT}
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom tiny_runs import Place, make_trainer\n"
+        f"place = Place(*map(Path, {[str(getattr(place, f.name)) for f in fields(place)]!r}))\n"
+        f"for report in make_trainer(place, Path({str(output)!r}), **{changes!r}).steps():\n"
+        f"    print(report.step, flush=True)\n    if report.step == {N + 1}: sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], cwd="tests", **pipes) as process:
+        lines = [process.stdout.readline().strip() for _ in range(N + 1)]
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and lines == [str(n) for n in range(1, N + 2)]
+    return output / "checkpoints"
+
+
+def adapters_of(path):
+    return {name: (A, B) for name, (A, B) in read_lora(path)[0].items()}
+
+
+def told(trainer) -> str:
+    return "\n".join(trainer.progress.view.texts)
+
+
+# what moves
+
+
+def test_only_adapters_move(whole, base):
+    trainer, _ = whole
+    state = trainer.model.state_dict()
+    frozen = {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
+    assert same(frozen, base)
+    moved = [name for name, value in state.items() if "lora_B" in name and value.abs().max() > 0]
+    assert moved == [name for name in state if "lora_B" in name] and moved
+
+
+def test_full_mode_trains_every_weight(full, base):
+    trainer, _ = full
+    after = trained(trainer)
+    assert after.keys() == base.keys() and all(value.dtype == torch.float32 for value in after.values())
+    still = [name for name, value in after.items() if torch.equal(value, base[name])]
+    assert not still
+
+
+def test_loss_falls_on_one_batch(place, tmp_path):
+    trainer = make_trainer(place, tmp_path).load()
+    optimizer = make_optimizer(list(trained_parameters(trainer.model).values()), trainer.config.optimization)
+    batch, losses = collate([trainer.dataset[0]]), []
+    for _ in range(12):
+        loss, streams = batch_losses(
+            trainer.model, trainer.strategy, batch, trainer.timesteps, torch.Generator().manual_seed(0)
+        )
+        loss.backward()
+        optimizer.step(), optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert streams.keys() == {"video", "audio"} and loss.item() == pytest.approx(sum(x.item() for x in streams.values()))
+
+
+def test_same_seed_same_weights_another_seed_others(place, tmp_path, whole):
+    again, _ = train(place, tmp_path / "again", optimization__steps=2 * N, checkpoints__interval=N, **DROPOUT)
+    other, _ = train(place, tmp_path / "other", optimization__steps=1, seed=7, **DROPOUT)
+    assert same(trained(again), trained(whole[0]))
+    first, second = (dict(trainer.model.named_parameters()) for trainer in (again, other))
+    assert not any(torch.equal(first[name], second[name]) for name in first if "lora_A" in name)
+
+
+def like(strategy, kind):
+    "The same strategy as another class."
+    return kind(strategy.config, strategy.factors, strategy.device, strategy.dtype)
+
+
+class SameNoiseForASample(FlexibleStrategy):
+    "A strategy whose noise belongs to the sample, whatever shares its batch."
+
+    def prepare_training_inputs(self, batch, sampler, generator):
+        parts = []
+        for row, sample in enumerate(batch["idx"].tolist()):
+            one = {k: {n: x[row : row + 1] for n, x in v.items()} for k, v in batch.items() if isinstance(v, dict)}
+            own = torch.Generator().manual_seed(sample)
+            parts.append(super().prepare_training_inputs(one, sampler, own))
+        return join(parts)
+
+
+def join(parts):
+    "Inputs of single samples as those of a batch."
+    first, joined = parts[0], {}
+    for field in fields(first):
+        values = [getattr(part, field.name) for part in parts]
+        if torch.is_tensor(values[0]):
+            joined[field.name] = torch.cat(values)
+        elif hasattr(values[0], "latent"):
+            joined[field.name] = join(values)
+    return replace(first, **joined)
+
+
+def distance(one, other) -> float:
+    return sum((value - other[name]).square().sum().item() for name, value in one.items()) ** 0.5
+
+
+def test_accumulation_equals_a_large_batch(place, tmp_path):
+    two, found = place.with_data("two", 2), []
+    for size, accumulated in ((2, 1), (1, 2)):
+        more = {"optimization__batch_size": size, "optimization__gradient_accumulation_steps": accumulated}
+        trainer = make_trainer(two, tmp_path / str(size), optimization__max_grad_norm=0.0, **more).load()
+        trainer.strategy, start = like(trainer.strategy, SameNoiseForASample), trained(trainer)
+        found.append(([report.numbers() for report in trainer.steps()], trained(trainer)))
+    (large, large_weights), (small, small_weights) = found
+    assert large[0].keys() == STREAMS | {"lr", "grad_norm"}
+    for one, other in zip(large, small, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)  # the length of the gradient too: nothing is counted twice
+    assert distance(large_weights, small_weights) < 0.02 * distance(large_weights, start)
+
+
+def test_the_joined_inputs_of_that_comparison_are_what_a_batch_makes(place, tmp_path):
+    trainer = make_trainer(place, tmp_path, optimization__batch_size=2).load()
+    batch = collate([trainer.dataset[0], trainer.dataset[1]])
+    whole = trainer.strategy.prepare_training_inputs(batch, trainer.timesteps, trainer.generator)
+    joined = like(trainer.strategy, SameNoiseForASample).prepare_training_inputs(batch, trainer.timesteps, None)
+    assert isinstance(joined, ModelInputs)
+    assert joined.video.latent.shape == whole.video.latent.shape and torch.equal(joined.video.context, whole.video.context)
+
+
+def test_partial_epochs_do_not_shift_the_count(place, tmp_path):
+    more = {"optimization__gradient_accumulation_steps": 2, "checkpoints__interval": 2}
+    trainer, reports = train(place, tmp_path, optimization__steps=5, **more)
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5]
+    assert [report.step for report in reports if report.checkpoint] == [2, 4, 5]
+    place_in_data = trainer.sampler.state_dict()
+    assert place_in_data["epoch"] * SAMPLES + place_in_data["offset"] == 5 * 2
+
+
+# going on
+
+
+def test_kill_and_resume_is_the_uninterrupted_run(place, whole, interrupted):
+    assert [n for n in names(interrupted) if n.endswith(".safetensors")] == [
+        f"lora_weights_step_0000{N}.safetensors", f"training_state_step_0000{N}.safetensors",
+    ]  # fmt: skip
+    trainer, reports = whole
+    changes = {"optimization__steps": 2 * N, "checkpoints__interval": N, **DROPOUT}
+    resumed, later = train(place, interrupted.parent, model__load_checkpoint=interrupted, **changes)
+    assert [report.step for report in later] == list(range(N + 1, 2 * N + 1))
+    assert [report.numbers() for report in later] == [report.numbers() for report in reports[N:]]
+    assert same(trained(resumed), trained(trainer))
+    assert same(load_file(later[-1].checkpoint), load_file(reports[-1].checkpoint))
+    phase = next(phase for phase in resumed.progress.phases if phase.name == "Training")
+    assert (phase.start, phase.done, phase.total) == (N, 2 * N, 2 * N)
+
+
+def test_full_mode_resumes_exactly(place, tmp_path, full):
+    trainer, reports = full
+    more = {"model__training_mode": "full", "lora": None, "model__load_checkpoint": reports[N - 1].checkpoint}
+    resumed, later = train(place, tmp_path, optimization__steps=2 * N, **more)
+    assert [report.numbers() for report in later] == [report.numbers() for report in reports[N:]]
+    assert same(trained(resumed), trained(trainer))
+
+
+def linear(step, steps):
+    return RATE * (1 - 0.9 * step / steps)
+
+
+def test_the_rate_follows_the_formula_over_a_resume_with_more_steps(place, tmp_path, whole):
+    _, reports = whole
+    assert [r.learning_rate for r in reports] == pytest.approx([linear(step, 2 * N) for step in range(2 * N)])
+    more = {"model__load_checkpoint": reports[N - 1].checkpoint, "optimization__steps": 3 * N}
+    trainer, later = train(place, tmp_path, **more, **DROPOUT)
+    assert [r.learning_rate for r in later] == pytest.approx([linear(step, 3 * N) for step in range(N, 3 * N)])
+    assert trainer.optimizer.param_groups[0]["lr"] == later[-1].learning_rate
+    assert learning_rate(3 * N, trainer.config.optimization) == pytest.approx(RATE * 0.1)
+
+
+def test_no_resume_takes_the_weights_and_starts_at_step_zero(place, tmp_path, whole):
+    checkpoint = whole[1][-1].checkpoint
+    more = {"model__load_checkpoint": checkpoint, "checkpoints__no_resume": True}
+    trainer = make_trainer(place, tmp_path, **more, **DROPOUT).load()
+    state, pairs = trainer.model.state_dict(), adapters_of(checkpoint)
+    assert all(torch.equal(state[f"{name}.lora_B.default.weight"], B) for name, (_, B) in pairs.items())
+    first = next(trainer.steps())
+    assert first.step == 1 and first.learning_rate == RATE and "no_resume" in told(trainer)
+
+
+def test_what_differs_from_the_saved_run_is_reported(place, tmp_path, whole):
+    checkpoint = whole[1][N - 1].checkpoint
+    same_run = make_trainer(place, tmp_path, model__load_checkpoint=checkpoint, optimization__steps=9, **DROPOUT).load()
+    assert told(same_run) == ""
+    more = {"lora__alpha": 4, "optimization__batch_size": 2, "optimization__optimizer_type": "adamw8bit", "seed": 1}
+    trainer = make_trainer(place, tmp_path, model__load_checkpoint=checkpoint, optimization__steps=9, **more).load()
+    for field in ("lora.alpha", "lora.dropout", "optimization.batch_size", "optimization.optimizer_type", "seed"):
+        assert field in told(trainer)
+    assert "needs a new optimizer" in told(trainer) and not trainer.optimizer.state_dict()["state"]
+
+
+def test_another_base_model_is_reported(place, tmp_path, whole):
+    tensors = load_file(place.model)
+    name = "model.diffusion_model.proj_out.weight"
+    tensors[name] = tensors[name] + 1
+    other = replace(place, model=tmp_path / place.model.name)
+    with safe_open(place.model, "pt") as file:
+        save_file(tensors, other.model, file.metadata())
+    trainer = make_trainer(other, tmp_path, model__load_checkpoint=whole[1][N - 1].checkpoint, **DROPOUT, optimization__steps=9)
+    assert "weights: saved" in told(trainer.load())
+
+
+@pytest.mark.parametrize("mode", ["minimal", "off"])
+def test_less_state_resumes_at_the_step_and_says_what_is_lost(place, tmp_path, mode, caplog):
+    more = {"checkpoints__save_training_state": mode, "optimization__steps": N}
+    trainer, reports = train(place, tmp_path, **more)
+    assert any("training_state" in name for name in names(tmp_path / "checkpoints")) == (mode == "minimal")
+    resumed = make_trainer(place, tmp_path, **more | {"optimization__steps": N + 1}, model__load_checkpoint=tmp_path).load()
+    assert resumed.step == N and same(trained(resumed), trained(trainer))
+    assert "optimizer starts anew" in told(resumed) + caplog.text
+    assert next(resumed.steps()).learning_rate == pytest.approx(linear(N, N + 1))
+
+
+def test_a_finished_run_says_so(place, tmp_path, whole):
+    with pytest.raises(ConfigError, match=rf"optimization.steps is {2 * N}.*raise it"):
+        make_trainer(place, tmp_path, model__load_checkpoint=whole[1][-1].checkpoint, optimization__steps=2 * N).load()
+
+
+def cut_lora(source, target, change):
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(source)), target, metadata)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {k: v for k, v in t.items() if "blocks.0.attn1.to_q" not in k}, "blocks.0.attn1.to_q"),
+        (lambda t: {k: v for k, v in t.items() if "blocks.0.attn1.to_q.lora_A" not in k}, "blocks.0.attn1.to_q"),
+        (lambda t: {k.replace("transformer_blocks", "double_blocks"): v for k, v in t.items()}, "0 of its"),
+        (lambda t: {k: v[:4] if "lora_A" in k else v[:, :4] for k, v in t.items()}, "set lora.rank to 4"),
+    ],
+    ids=["a module missing", "half a pair", "another model", "another rank"],
+)
+def test_a_lora_that_does_not_fit_is_refused(place, tmp_path, whole, change, message):
+    path = cut_lora(whole[1][-1].checkpoint, tmp_path / "part.safetensors", lambda t: contiguous(change(t)))
+    trainer = make_trainer(place, tmp_path / "run", model__load_checkpoint=path, **DROPOUT)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        trainer.load()
+    assert not names(tmp_path / "run")
+
+
+def contiguous(tensors):
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+# what is saved
+
+
+def test_the_last_checkpoint_survives_retention(place, tmp_path):
+    train(place, tmp_path, optimization__steps=4, checkpoints__interval=2, checkpoints__keep_last_n=1)
+    left = ["lora_weights_step_00004.safetensors", "training_state_step_00004.safetensors"]
+    assert names(tmp_path / "checkpoints") == left
+
+
+def test_lora_file(place, tmp_path, base):
+    trainer, reports = train(place, tmp_path, lora__rank=4, lora__alpha=12, checkpoints__precision="bfloat16")
+    path, state = reports[-1].checkpoint, trainer.model.state_dict()
+    assert path.name == "lora_weights_step_00002.safetensors"
+    tensors = load_file(path)
+    shape = re.compile(r"diffusion_model\.transformer_blocks\.\d+\.\w*attn\d?\.to_(q|k|v|out\.0)\.lora_(A|B)\.weight")
+    assert all(shape.fullmatch(key) and value.dtype == torch.bfloat16 for key, value in tensors.items())
+    assert len(tensors) == sum("lora_" in name for name in state)
+    for key, value in tensors.items():
+        ours = state[key.removeprefix("diffusion_model.").replace(".weight", ".default.weight")]
+        assert torch.equal(value, (ours * (3 if "lora_B" in key else 1)).bfloat16())  # alpha / rank lies in B
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    expected = {"lora_rank": "4", "lora_alpha": "12", "base_model": place.model.name, "training_mode": "lora", "step": "2"}
+    assert expected.items() <= said.items() and said["target_modules"] == ",".join(TARGETS)
+
+
+def test_a_saved_lora_is_as_strong_as_the_trained_one(place, whole):
+    trainer, reports = whole
+    fused = load_transformer(place.model, dtype=torch.float32)
+    fuse_lora(fused, reports[-1].checkpoint)
+    weights = fused.state_dict()
+    for name, module in trainer.model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            expected = module.base_layer.weight + module.get_delta_weight("default")
+            torch.testing.assert_close(weights[f"{name}.weight"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_full_checkpoint_loads_as_a_base_model(place, tmp_path, full):
+    trainer, reports = full
+    path = reports[-1].checkpoint
+    assert path.name == f"model_weights_step_0000{2 * N}.safetensors"
+    assert same(load_transformer(path, dtype=torch.float32).state_dict(), trained(trainer))
+    bare = {k.removeprefix("model.diffusion_model."): v for k, v in load_file(path).items()}
+    save_file(bare, tmp_path / "model_weights_step_00001.safetensors")  # as the reference trainer writes it
+    more = {"model__training_mode": "full", "lora": None, "checkpoints__no_resume": True}
+    resumed = make_trainer(place, tmp_path / "run", model__load_checkpoint=tmp_path, **more).load()
+    assert same(trained(resumed), trained(trainer))
+    del bare["proj_out.weight"]
+    save_file(bare, tmp_path / "model_weights_step_00001.safetensors")
+    with pytest.raises(CheckpointError, match="proj_out.weight"):
+        make_trainer(place, tmp_path / "run", model__load_checkpoint=tmp_path, **more).load()
+
+
+def test_the_output_folder_holds_a_configuration_that_reads_back(place, whole):
+    trainer, _ = whole
+    again = load_config(place.folder / "whole" / "training_config.yaml")
+    assert again == trainer.config and again.optimization.scheduler_params == {}
+
+
+def test_a_notebook_can_stop_save_and_go_on(place, tmp_path, whole):
+    trainer = make_trainer(place, tmp_path, optimization__steps=2 * N, checkpoints__interval=N, **DROPOUT)
+    for report in trainer.steps():
+        if report.step == 1:
+            break
+    assert trainer.step == 1 and trainer.save().name == "lora_weights_step_00001.safetensors"
+    assert [report.step for report in trainer.steps()] == list(range(2, 2 * N + 1))
+    assert same(trained(trainer), trained(whole[0]))
+
+
+# being stopped
+
+
+def ask_to_stop(*_):
+    signal.raise_signal(signal.SIGINT)
+
+
+class StopsInside(FlexibleStrategy):
+    "A strategy during whose work somebody presses Ctrl-C."
+
+    def prepare_training_inputs(self, *args):
+        ask_to_stop()
+        return super().prepare_training_inputs(*args)
+
+
+@pytest.mark.parametrize("when", ["within a step", "between two steps"])
+def test_an_interrupt_saves_and_stops(place, tmp_path, when, whole):
+    trainer = make_trainer(place, tmp_path, optimization__steps=2 * N, **DROPOUT).load()
+    if when == "within a step":
+        trainer.strategy = like(trainer.strategy, StopsInside)
+        result = trainer.train()
+    else:
+        result = trainer.train(on_step=ask_to_stop)
+    assert (result.stopped, result.steps) == ("SIGINT", 1)
+    assert result.checkpoint.name == "lora_weights_step_00001.safetensors" and result.checkpoint.exists()
+    assert "SIGINT" in told(trainer) and result.checkpoint.name in told(trainer)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    more = {"model__load_checkpoint": result.checkpoint, "optimization__steps": 2 * N}
+    resumed, _ = train(place, tmp_path, **more, **DROPOUT)
+    assert same(trained(resumed), trained(whole[0]))
+
+
+def spoil_weights(report, trainer):
+    with torch.no_grad():
+        next(p for name, p in trainer.parameters.items() if "to_out.0.lora_B" in name).fill_(float("nan"))
+
+
+def spoil_gradients(report, trainer):
+    next(iter(trainer.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
+
+
+@pytest.mark.parametrize(("spoil", "what"), [(spoil_weights, "loss"), (spoil_gradients, "gradient")])
+def test_lost_numbers_end_the_run_and_are_not_saved(place, tmp_path, spoil, what):
+    trainer = make_trainer(place, tmp_path, optimization__steps=4, checkpoints__interval=1)
+    with pytest.raises(FloatingPointError, match=rf"{what} of step 2 is nan.*lora_weights_step_00001.*learning_rate"):
+        trainer.train(on_step=lambda report: spoil(report, trainer))
+    assert names(tmp_path / "checkpoints") == ["lora_weights_step_00001.safetensors", "training_state_step_00001.safetensors"]
+
+
+# data
+
+
+def test_a_dataset_of_another_checkpoint_is_refused(place, tmp_path):
+    other = replace(place, data=shutil.copytree(place.data, tmp_path / "data"))
+    made_by = checkpoint_identity(place.model)
+    manifest = Manifest(other.data)
+    manifest.add("latents", "sample_00000", Recipe(made_by={"video_vae": made_by["video_vae"]}))
+    make_trainer(other, tmp_path / "right").load()
+    made_by["video_vae"] = {"name": "ltx-video-0.9.safetensors", "fingerprint": "0" * 16}
+    manifest.add("latents", "sample_00001", Recipe(made_by={"video_vae": made_by["video_vae"]}))
+    with pytest.raises(WrongCheckpointError, match=r"(?s)video_vae of ltx-video-0.9.*Prepare it again"):
+        make_trainer(other, tmp_path / "wrong").load()
+
+
+def test_a_dataset_smaller_than_a_batch(place, tmp_path):
+    with pytest.raises(ValueError, match=rf"has {SAMPLES} sample.*one batch takes 5.*batch_size"):
+        make_trainer(place, tmp_path, optimization__batch_size=5).load()
+
+
+def test_a_dataset_without_sound_is_refused_before_anything_is_loaded(place, tmp_path):
+    silent = replace(place, data=tmp_path / "silent")
+    shutil.copytree(place.data / "latents", silent.data / "latents")
+    shutil.copytree(place.data / "conditions", silent.data / "conditions")
+    with pytest.raises(ConfigError, match="'audio_latents'.*missing.*conditions, latents"):
+        make_trainer(silent, tmp_path)
+
+
+CAPTIONS = ["a rabbit yawns", "a bird sings, the rabbit listens"]
+
+
+@pytest.fixture(scope="module")
+def encoder(place):
+    processor = load_embeddings_processor(place.model, dtype=torch.float32)
+    return load_text_encoder(place.text_encoder, dtype=torch.float32, embeddings_processor=processor)
+
+
+@pytest.fixture(scope="module")
+def foreign(place, encoder):
+    "A dataset as the LTX Trainer writes it: pickles, features before the connectors, and latents in either layout."
+    root = place.folder / "foreign" / ".precomputed"
+    for number, caption in enumerate(CAPTIONS):
+        latents, sound = torch.randn(128, 2, 1, 1), torch.randn(8, 9, 16)
+        place_of = {"num_frames": 2, "height": 1, "width": 1, "fps": 24.0}
+        if number:
+            latents = patchify_video(latents[None])[0]
+        records = {
+            "latents": {"latents": latents.bfloat16(), **place_of},
+            "audio_latents": {"latents": sound, "num_time_steps": 9, "frequency_bins": 16, "duration": 0.375},
+            "conditions": caption_record(encoder.precompute(caption), dtype=torch.float32),
+        }
+        for folder, record in records.items():
+            (root / folder / "clips").mkdir(parents=True, exist_ok=True)
+            torch.save(record, root / folder / "clips" / f"{number}.pt")
+    return root
+
+
+@pytest.mark.parametrize("inner", [True, False], ids=["the folder itself", "its parent"])
+def test_a_dataset_of_the_reference_trainer_trains(place, tmp_path, foreign, encoder, inner):
+    theirs = replace(place, data=foreign if inner else foreign.parent)
+    trainer, reports = train(theirs, tmp_path, optimization__batch_size=2, optimization__steps=1)
+    assert all(torch.isfinite(loss) for loss in reports[0].losses.values())
+    assert [item["latents"]["latents"].shape for item in trainer.dataset] == [(128, 2, 1, 1)] * 2
+    for item, caption in zip(trainer.dataset, CAPTIONS, strict=True):
+        ours = encoder(caption)
+        assert torch.equal(item["conditions"]["video_context"], ours.video[0].bfloat16())
+        assert torch.equal(item["conditions"]["audio_context"], ours.audio[0].bfloat16())
+
+
+# precision and memory
+
+
+def test_bf16_keeps_adapters_in_float32(place, tmp_path):
+    trainer, reports = train(place, tmp_path, acceleration__mixed_precision_mode="bf16")
+    assert all(torch.isfinite(loss) for report in reports for loss in report.losses.values())
+    dtypes = {("lora_" in name, p.dtype) for name, p in trainer.model.named_parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    plain = train(place, tmp_path / "plain")[1]
+    assert [r.numbers()["loss"] for r in reports] == pytest.approx([r.numbers()["loss"] for r in plain], rel=0.05)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(place, tmp_path, whole):
+    more = {"optimization__enable_gradient_checkpointing": True, "optimization__steps": 2 * N, "checkpoints__interval": N}
+    trainer, reports = train(place, tmp_path, **more, **DROPOUT)
+    for ours, theirs in zip(reports, whole[1], strict=True):
+        assert ours.numbers() == pytest.approx(theirs.numbers(), rel=1e-5)
+
+
+def test_eight_bit_optimizer(place, tmp_path):
+    trainer, reports = train(place, tmp_path, optimization__optimizer_type="adamw8bit")
+    assert type(trainer.optimizer.optimizer).__name__ == "AdamW8bit"
+    assert all(p.abs().max() > 0 for p in trained(trainer).values())
+    again = make_trainer(
+        place, tmp_path, optimization__optimizer_type="adamw8bit", optimization__steps=3,
+        model__load_checkpoint=reports[-1].checkpoint,
+    )  # fmt: skip
+    assert next(again.steps()).step == 3
+
+
+def test_unfinished_features_are_named(place, tmp_path):
+    trainer = make_trainer(place, tmp_path, acceleration__quantization="int8-quanto")
+    with pytest.raises(NotImplementedError, match="int8-quanto.*set it to null"):
+        trainer.load()
+
+
+# samples along the way
+
+
+@pytest.fixture(scope="module")
+def watched(place):
+    "The same run as `whole`, with samples along the way, and whether the model was back in training mode."
+    more = {"optimization__steps": 2 * N, "checkpoints__interval": N, "validation__interval": N, **DROPOUT}
+    trainer, modes = make_trainer(place, place.folder / "watched", **more), []
+    result = trainer.train(on_step=lambda report: modes.append(all(m.training for m in trainer.model.modules())))
+    return trainer, result, modes
+
+
+def test_samples_come_at_step_zero_and_on_their_interval(place, watched):
+    expected = [f"step_00000{step}_1.mp4" for step in (0, N, 2 * N)]
+    assert names(place.folder / "watched" / "samples") == expected
+    assert [path.name for path in watched[1].samples] == expected
+
+
+def test_samples_leave_no_trace_in_the_run(watched, whole):
+    trainer, result, modes = watched
+    assert same(trained(trainer), trained(whole[0])) and modes == [True] * 2 * N
+    assert result.losses == whole[1][-1].numbers()
+
+
+def test_a_resumed_run_does_not_sample_its_step_again_but_a_new_run_does(place, tmp_path, watched):
+    output = shutil.copytree(place.folder / "watched", tmp_path / "again")
+    for path in (output / "samples").iterdir():
+        path.write_bytes(b"old")
+    more = {"optimization__steps": 2 * N, "validation__interval": N, **DROPOUT}
+    older = output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
+    resumed = make_trainer(place, output, model__load_checkpoint=older, **more).train()
+    assert [path.name for path in resumed.samples] == [f"step_00000{2 * N}_1.mp4"]
+    fresh = make_trainer(place, output, **more | {"optimization__steps": 1}).train()
+    assert [path.name for path in fresh.samples] == ["step_000000_1.mp4"] and fresh.samples[0].stat().st_size > 3
+
+
+def test_no_first_samples_where_they_are_not_wanted(place, tmp_path):
+    more = {"validation__interval": 5, "validation__skip_initial_validation": True}
+    train(place, tmp_path, optimization__steps=1, **more)
+    assert not names(tmp_path / "samples")
+
+
+def test_samples_of_a_full_run_in_bf16(place, tmp_path):
+    more = {"model__training_mode": "full", "lora": None, "acceleration__mixed_precision_mode": "bf16"}
+    trainer, reports = train(place, tmp_path, **more, optimization__steps=1, validation__interval=1)
+    assert names(tmp_path / "samples") == ["step_000000_1.mp4", "step_000001_1.mp4"]
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32} and torch.isfinite(reports[0].losses["loss"])

@@ -1,0 +1,297 @@
+"Clips on request: what is refused, what is loaded, what comes out, and that a model is left as it was."
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_runs import configure, make_place, names
+
+from ltx_nb.data.media import probe, read_sound
+from ltx_nb.generate import Guidance
+from ltx_nb.latents import ScaleFactors
+from ltx_nb.loading import CheckpointError, load_transformer, read_header
+from ltx_nb.lora import add_lora, fuse_lora, lora_layers, save_lora
+from ltx_nb.progress import make_progress
+from ltx_nb.tiny.checkpoint import file_tensors, make_tiny_checkpoint
+from ltx_nb.validation import (
+    NEGATIVE_PROMPT,
+    Generated,
+    Request,
+    ValidationRunner,
+    decode_latents,
+    encode_prompts,
+    generate,
+    texts_of,
+    walk,
+)
+
+PROMPT = "a rabbit yawns, birds sing"
+SMALL = {"width": 32, "height": 32, "frames": 9, "steps": 2, "guidance": Guidance.off()}
+SILENT, UNSEEN = {"audio": False}, {"video": False}
+GUIDED = Guidance(stg_blocks=(1,))
+NTSC = Fraction(24000, 1001)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("validation"))
+
+
+def make(place, **options):
+    return generate(PROMPT, place.model, place.text_encoder, **SMALL | options)
+
+
+def without(place, folder, *prefixes):
+    "A checkpoint that lacks the components with these prefixes."
+    with safe_open(place.model, "pt") as file:
+        metadata = file.metadata()
+    kept = {name: tensor for name, tensor in load_file(place.model).items() if not name.startswith(prefixes)}
+    assert 0 < len(kept) < len(load_file(place.model))
+    save_file(kept, folder / place.model.name, metadata)
+    return replace(place, model=folder / place.model.name)
+
+
+# requests
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 100}, "(?s)100.*96.*128"),
+        ({"height": 0}, "0"),
+        ({"frames": 24}, "(?s)24.*17.*25"),
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"video": False, "audio": False}, "both are switched off"),
+        ({"steps": 1}, "at least 2"),
+        ({"steps": 0}, "at least 2"),
+        ({"fps": 0}, "frame rate.*0"),
+        ({"fps": -24.0}, "frame rate.*-24"),
+        ({"fps": float("nan")}, "frame rate.*nan"),
+    ],
+)
+def test_requests_that_cannot_be_met(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(Request(PROMPT, **SMALL), **wrong)
+
+
+def test_a_wrong_request_is_refused_before_anything_is_opened(tmp_path):
+    with pytest.raises(ValueError, match="multiple of 32"):
+        generate(PROMPT, tmp_path / "none.safetensors", tmp_path / "none", width=33)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"validation__inference_steps": 1}, "validation sample 1: steps is 1"),
+        ({"validation__samples": [{"prompt": PROMPT}, {"prompt": " "}]}, "validation sample 2: the prompt is empty"),
+    ],
+)
+def test_wrong_samples_of_a_run_are_named(place, tmp_path, wrong, message):
+    config = configure(place, tmp_path, **{"validation__interval": 1, **wrong})
+    with pytest.raises(ValueError, match=message):
+        ValidationRunner(config, "cpu", torch.float32)
+
+
+def test_conditions_on_a_sample_are_refused_by_name(place, tmp_path):
+    picture = Generated(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, 24.0).save(tmp_path / "first")
+    samples = [{"prompt": PROMPT}, {"prompt": PROMPT, "conditions": [{"type": "first_frame", "image_or_video": str(picture)}]}]
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
+    with pytest.raises(NotImplementedError, match=r"sample 2 has conditions \(first_frame\)"):
+        ValidationRunner(config, "cpu", torch.float32)
+
+
+def test_the_samples_of_a_run_are_as_configured(place, tmp_path):
+    samples = [{"prompt": "a", "seed": 0}, {"prompt": "b", "video_dims": [64, 32, 17]}, {"prompt": "c"}]
+    config = configure(
+        place, tmp_path, validation__interval=1, validation__samples=samples, validation__seed=5,
+        validation__frame_rate=25.0, validation__video_cfg_scale=2.5, validation__generate_audio=False,
+    )  # fmt: skip
+    found = ValidationRunner(config, "cpu", torch.float32).requests
+    assert [(r.prompt, r.seed, r.width, r.height, r.frames) for r in found] == [
+        ("a", 0, 32, 32, 9), ("b", 5, 64, 32, 17), ("c", 5, 32, 32, 9),
+    ]  # fmt: skip
+    assert {(r.fps, r.steps, r.video, r.audio, r.guidance.video_cfg_scale) for r in found} == {(25.0, 2, True, False, 2.5)}
+    assert ValidationRunner(configure(place, tmp_path), "cpu", torch.float32).requests == []
+
+
+# seeds
+
+
+def test_the_seed_decides_and_zero_is_a_seed(place):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    clip, other = make(place, seed=0), make(place, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(2)
+    again = make(place, seed=0)
+    assert torch.equal(clip.frames, again.frames) and torch.equal(clip.sound, again.sound)
+    assert not torch.equal(clip.frames, other.frames) and not torch.equal(clip.sound, other.sound)
+
+
+def test_an_older_decoder_that_adds_noise_follows_the_seed_too(place, tmp_path):
+    header = read_header(place.model)
+    header["vae"]["timestep_conditioning"] = True
+    path = tmp_path / "older.safetensors"
+    save_file({k: v.bfloat16() for k, v in file_tensors(header).items() if "vae" in k}, path, {"config": json.dumps(header)})
+    latents = {"video": torch.randn(1, 128, 2, 1, 1)}
+    frames = [decode_latents(latents, Request(PROMPT, **SMALL, seed=seed), path).frames for seed in (0, 0, 1)]
+    assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
+
+
+@pytest.mark.parametrize("version", ["2", "2.3"])
+def test_both_versions_make_a_clip_with_default_guidance(tmp_path, version):
+    tiny = make_tiny_checkpoint(tmp_path, version)
+    made = generate(PROMPT, tiny.model, tiny.text_encoder, **SMALL | {"guidance": None, "width": 64, "height": 64})
+    assert made.frames.shape == (9, 3, 64, 64) and made.frames.float().std() > 0
+    assert made.sound.shape == (2, round(9 / 24 * made.sample_rate)) and made.sound.isfinite().all()
+
+
+# files
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "sound", "file"),
+    [
+        ("clip", 9, True, "clip.mp4"),
+        ("clip.mp4", 9, False, "clip.mp4"),
+        ("clip.wav", 1, True, "clip.mp4"),  # one picture with sound is a film
+        ("clip", 1, False, "clip.png"),
+        ("clip.mp4", 1, False, "clip.png"),
+        ("clip.MP4", 0, True, "clip.wav"),
+        ("lora_v1.5", 9, True, "lora_v1.5.mp4"),
+        ("lora_v1.5.mp4", 0, True, "lora_v1.5.wav"),
+    ],
+)
+def test_the_kind_of_file_follows_from_the_content(tmp_path, name, frames, sound, file):
+    pictures = torch.randint(0, 255, (frames, 3, 32, 32), dtype=torch.uint8) if frames else None
+    made = Generated(pictures, torch.zeros(2, 48000) if sound else None, 24.0, 48000)
+    path = made.save(tmp_path / "new folder" / name)
+    assert path.name == file and names(tmp_path / "new folder") == [file]
+    info = probe(path)
+    assert (info.frames, info.has_sound) == (frames, sound)
+
+
+@pytest.mark.parametrize("fps", [24000 / 1001, 23.976, 12.5])
+def test_rate_and_length_of_a_written_clip(place, tmp_path, fps):
+    made = make(place, fps=fps, output=tmp_path / "clip")
+    info, exact = probe(tmp_path / "clip.mp4"), NTSC if 23.9 < fps < 24 else Fraction(fps)
+    assert (info.fps, info.frames) == (exact, 9)
+    assert made.sound.shape[1] == round(9 / exact * made.sample_rate)
+    read, rate = read_sound(info, 0.0, 9 / exact)
+    assert read.shape[1] == round(9 / exact * rate) and info.sound_end == pytest.approx(float(9 / exact), abs=1024 / rate)
+
+
+# what is loaded
+
+
+def test_pictures_need_nothing_of_the_sound(place, tmp_path):
+    silent = without(place, tmp_path, "vocoder.", "audio_vae.")
+    made = make(silent, **SILENT, output=tmp_path / "silent")
+    assert made.sound is None and made.frames.shape == (9, 3, 32, 32) and not probe(tmp_path / "silent.mp4").has_sound
+    with pytest.raises(CheckpointError, match="AudioDecoder"):
+        make(silent)
+
+
+def test_sound_needs_nothing_of_the_pictures(place, tmp_path):
+    blind = without(place, tmp_path, "vae.")
+    made = make(blind, **UNSEEN, output=tmp_path / "birds")
+    assert made.frames is None and probe(tmp_path / "birds.wav").duration == pytest.approx(9 / 24, abs=1e-4)
+    with pytest.raises(CheckpointError, match="VideoDecoder"):
+        make(blind)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "streams", "needed"),
+    [
+        (None, {}, True),
+        (Guidance.off(), {}, False),
+        (replace(Guidance.off(), video_cfg_scale=2), {}, True),
+        (replace(Guidance.off(), audio_cfg_scale=2), {}, True),
+        (replace(Guidance.off(), audio_cfg_scale=2), SILENT, False),
+        (replace(Guidance.off(), video_cfg_scale=2), UNSEEN, False),
+        (replace(Guidance.off(), video_stg_scale=1, stg_blocks=(0,)), {}, False),
+    ],
+)
+def test_the_negative_prompt_is_read_only_where_it_counts(place, guidance, streams, needed):
+    request = Request(PROMPT, **SMALL | streams | {"guidance": guidance})
+    assert texts_of([request, request]) == [PROMPT, NEGATIVE_PROMPT] * 2 if needed else [PROMPT] * 2
+    contexts = encode_prompts(texts_of([request, request]), place.model, place.text_encoder, dtype=torch.float32)
+    assert list(contexts) == ([PROMPT, NEGATIVE_PROMPT] if needed else [PROMPT])
+    assert walk_of(place, request, contexts).keys() == {"video", "audio"} - {k for k, v in streams.items() if not v}
+
+
+def walk_of(place, request, contexts, transformer=None):
+    transformer = transformer or load_transformer(place.model, dtype=torch.float32)
+    return walk(transformer, request, contexts, "cpu", torch.float32, ScaleFactors(), make_progress("none"))
+
+
+def test_the_negative_prompt_matters(place):
+    guided = {"guidance": replace(Guidance.off(), video_cfg_scale=4), **SILENT}
+    one, other = (make(place, negative_prompt=text, **guided) for text in ("snow", "a loud drum"))
+    assert not torch.equal(one.frames, other.frames)
+
+
+# the model
+
+
+@pytest.fixture(scope="module")
+def adapted(place):
+    "A transformer with adapters that change something, and their file."
+    model = load_transformer(place.model, dtype=torch.float32)
+    add_lora(model, 4, 8, ["attn1.to_q", "audio_attn1.to_v", "video_to_audio_attn.to_out.0"], dropout=0.5)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            weight = layer.lora_B["default"].weight
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    return model, save_lora(model, place.folder / "some.safetensors", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def contexts(place):
+    return encode_prompts([PROMPT, NEGATIVE_PROMPT], place.model, place.text_encoder, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_is_done_in_evaluation_mode_and_the_mode_comes_back(place, adapted, contexts, training):
+    model, _ = adapted
+    model.train(training)
+    modes = []
+    handle = model.register_forward_pre_hook(lambda module, _: modes.append(any(m.training for m in module.modules())))
+    first, second = (walk_of(place, Request(PROMPT, **SMALL), contexts, model) for _ in range(2))
+    handle.remove()
+    assert modes == [False] * 2 * SMALL["steps"] and all(m.training is training for m in model.modules())
+    assert torch.equal(first["video"], second["video"]) and torch.equal(first["audio"], second["audio"])  # no dropout
+
+
+def test_a_fused_lora_generates_what_its_adapters_generate(place, adapted, contexts):
+    model, path = adapted
+    request = Request(PROMPT, **SMALL | {"guidance": GUIDED})
+    fused, plain = (load_transformer(place.model, dtype=torch.float32) for _ in range(2))
+    fuse_lora(fused, path)
+    beside, inside, without = (walk_of(place, request, contexts, m) for m in (model, fused, plain))
+    for stream in ("video", "audio"):
+        torch.testing.assert_close(inside[stream], beside[stream], rtol=1e-4, atol=1e-4)
+        assert (inside[stream] - without[stream]).abs().max() > 1e-2
+
+
+def test_the_strength_of_a_lora(place, adapted):
+    plain, half, full = (make(place, lora=adapted[1], lora_strength=s, **SILENT).frames.float() for s in (0.0, 0.5, 1.0))
+    assert 0 < (half - plain).abs().mean() < (full - plain).abs().mean()
+
+
+def test_a_runner_writes_its_samples_and_knows_them(place, tmp_path, adapted):
+    samples = [{"prompt": "a"}, {"prompt": "b"}]
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples, validation__generate_audio=False)
+    runner = ValidationRunner(config, "cpu", torch.float32)
+    runner.encode()
+    assert set(runner.contexts) == {"a", "b"} and not runner.complete(3)
+    files = runner.run(adapted[0], 3)
+    assert [path.name for path in files] == names(tmp_path / "samples") == ["step_000003_1.mp4", "step_000003_2.mp4"]
+    assert runner.complete(3) and runner.paths(3) == files and not runner.complete(30)
+    files[0].unlink()
+    assert not runner.complete(3)
