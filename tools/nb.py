@@ -94,8 +94,20 @@ def run(nb: Path, flags=()):
         print(f"{nb}: {time.time() - start:.1f} s")
     finally:
         os.chdir(here)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = without_root(cell.outputs)
     clean_nb(notebook)
     write_nb(notebook, path)
+
+
+def without_root(value):
+    "Saved outputs with paths as a reader has them: relative to the checkout, not the author's."
+    if isinstance(value, str):
+        return value.replace(f"{ROOT}/", "")
+    if isinstance(value, dict):
+        return type(value)({key: without_root(item) for key, item in value.items()})
+    return [without_root(item) for item in value] if isinstance(value, list) else value
 
 
 def export():

@@ -479,11 +479,14 @@ COLUMNS = ("sample", "", "source", "sound", "bucket", "remarks")
 MARKS = {"ok": "ok", "note": "note", "no": "NO"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     "What the doctor says about a dataset."
     findings: tuple[Finding, ...]
     title: str = ""
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary())
 
     @property
     def usable(self) -> tuple[str, ...]:
