@@ -7,6 +7,7 @@ on the machine disturbs least; a ratio is the median over rounds of oracle / our
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -246,7 +247,8 @@ def heading(command: str) -> str:
     )
     return "\n\n".join([
         f"# Training step beside the oracle, {today}",
-        f"`{command}` with Python {platform.python_version()}, {packages}; {processor()}, one thread, float32.",
+        f"`{command}` with Python {platform.python_version()}, {packages}; {processor()}, one thread, float32. "
+        f"Load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors: above one a processor, the ratios suffer.",
         f"LoRA of rank {RANK} on all attentions. {sizes[0].upper()}{sizes[1:]}.",
     ])  # fmt: skip
 
