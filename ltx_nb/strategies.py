@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEXT_TO_VIDEO', 'DEFAULT_FPS', 'STRATEGIES', 'ModelInputs', 'velocity_loss', 'TrainingStrategy', 'StreamPlan', 'Plan',
-           'read_streams', 'FlexibleStrategy', 'get_training_strategy']
+           'read_streams', 'caption_context', 'FlexibleStrategy', 'get_training_strategy']
 
 # %% ../nbs/3_flow/02_strategies.ipynb #1150bb95
 from abc import ABC, abstractmethod
@@ -123,10 +123,24 @@ def read_streams(
         if (block := getattr(plan, name)) is None:
             continue
         record = batch[block.latents_dir]
-        latents = record["latents"].to(device) if device else record["latents"]
+        latents = record["latents"].to(device, non_blocking=True) if device else record["latents"]
         tokens = video_tokens(latents, record.get("fps", DEFAULT_FPS), factors) if name == "video" else audio_tokens(latents)
         streams[name] = condition_tokens(tokens, block.conditions, batch, block.is_generated, generator, factors, certain)
     return streams
+
+# %% ../nbs/3_flow/02_strategies.ipynb #62553a74
+def caption_context(
+    batch: dict,  # records by directory, collated
+    stream: str,  # "video" or "audio"
+) -> Tensor:  # `[B, S, D]`
+    "The encoded caption for a stream."
+    record = batch["conditions"]
+    if f"{stream}_context" not in record:
+        raise ValueError(
+            f"the {stream} stream needs {stream}_context, but the caption records hold {', '.join(record) or 'nothing'}: "
+            f"prepare the captions again with a checkpoint that has a {stream} stream, or leave that stream out of the strategy"
+        )
+    return record[f"{stream}_context"]
 
 # %% ../nbs/3_flow/02_strategies.ipynb #c66e3ad7
 class FlexibleStrategy(TrainingStrategy):
@@ -164,11 +178,11 @@ class FlexibleStrategy(TrainingStrategy):
             x = tokens.clean
             if tokens.generated:
                 sigma = timestep_sampler.sample(len(tokens.clean), tokens.length, generator=generator)
-                noise = torch.randn(tokens.clean[:, : tokens.length].shape, generator=generator).to(x.device)
+                noise = torch.randn(tokens.clean[:, : tokens.length].shape, generator=generator).to(x.device, non_blocking=True)
                 x = add_noise(tokens, sigma, noise)
                 inputs[f"{name}_targets"] = noise - tokens.clean[:, : tokens.length]
                 inputs[f"{name}_loss_mask"] = ~tokens.given[:, : tokens.length].to(x.device, non_blocking=True)
-            context = batch["conditions"][f"{name}_context"].to(x.device, self.dtype)
+            context = caption_context(batch, name).to(x.device, self.dtype, non_blocking=True)
             inputs[name] = to_modality(tokens, x, sigma, context, self.dtype)
         return ModelInputs(**inputs)
 
