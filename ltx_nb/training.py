@@ -269,6 +269,9 @@ class LtxvTrainer:
         cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="fp16" if fp16 else "no")
         self.device, self.precision = self.accelerator.device, Precision.of(config)
+        place = lambda it: (torch.device(it).type, torch.device(it).index or 0)
+        if device is not None and place(device) != place(self.device):
+            raise ValueError(f"device is {device}, but Accelerate found {self.device}: choose among GPUs with CUDA_VISIBLE_DEVICES")
         self.main = self.accelerator.is_main_process
         self.progress = progress or make_progress(enabled=self.main)
         self.output = Path(config.output_dir)

@@ -10,7 +10,7 @@ __all__ = ['NEGATIVE_PROMPT', 'MEDIA_SUFFIXES', 'LARGE', 'Request', 'free', 'enc
 import contextlib
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch

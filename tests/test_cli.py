@@ -59,7 +59,9 @@ def sets(place, output, **changes):
 
 def test_the_installed_command_helps_at_once_and_without_torch(tmp_path):
     script = Path(sys.executable).with_name("ltx-nb")
-    probe_file = tmp_path / "sitecustomize.py"  # runs in the child: at its end it tells what was imported and how long it worked
+    probe_file = (
+        tmp_path / "sitecustomize.py"
+    )  # runs in the child: at its end it tells what was imported and how long it worked
     probe_file.write_text(
         "import atexit, sys, time\n"
         "atexit.register(lambda: print(sorted({'torch', 'transformers'} & sys.modules.keys()), time.process_time(), file=sys.stderr))\n"
@@ -126,7 +128,9 @@ def test_from_clips_to_a_clip(capsys, place, clips, tmp_path):
     files = []
     for name, extra in (("before", []), ("after", ["--lora", lora])):
         files.append(tmp_path / f"{name}.mp4")
-        code, _, err = call(capsys, "generate", "a rabbit yawns", *models(place), "-o", files[-1], *SMALL, *extra, "--progress", "plain")
+        code, _, err = call(
+            capsys, "generate", "a rabbit yawns", *models(place), "-o", files[-1], *SMALL, *extra, "--progress", "plain"
+        )
         assert code == 0 and probe(files[-1]).frames == 9 and probe(files[-1]).has_sound
     assert files[0].read_bytes() != files[1].read_bytes()
 
@@ -135,10 +139,22 @@ def test_one_bad_clip_is_named_and_the_others_are_prepared(capsys, place, clips,
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     (folder / "torn.mp4").write_bytes((folder / "bunny_smiles.mp4").read_bytes()[:900])
     (folder / "torn.txt").write_text("a rabbit")
-    ask = ["prepare", folder, "-o", tmp_path / "data", *models(place), "--resolution-buckets", "32x32x9", "--no-with-audio"]
+    ask = [
+        "prepare",
+        folder,
+        "-o",
+        tmp_path / "data",
+        *models(place),
+        "--resolution-buckets",
+        "32x32x9",
+        "--no-with-audio",
+    ]
     code, out, err = call(capsys, *ask, "--progress", "none")
     assert code == 3 and "2 of 3 samples" in out and "torn" in out and "Traceback" not in out + err
-    assert [name.partition(".")[0] for name in names(tmp_path / "data" / "latents")] == ["acorn_hits_bird", "bunny_smiles"]
+    assert [name.partition(".")[0] for name in names(tmp_path / "data" / "latents")] == [
+        "acorn_hits_bird",
+        "bunny_smiles",
+    ]
 
 
 def test_sound_alone_and_picture_alone(capsys, place, tmp_path):
@@ -220,7 +236,15 @@ def test_generate_with_a_bad_checkpoint(capsys, place, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "pickle", "bare"])
 def test_prepare_with_a_bad_checkpoint(capsys, place, clips, tmp_path, kind):
-    ask = ["prepare", clips, "-o", tmp_path / "data", *models(place, model=broken(place, tmp_path, kind)), "--progress", "none"]
+    ask = [
+        "prepare",
+        clips,
+        "-o",
+        tmp_path / "data",
+        *models(place, model=broken(place, tmp_path, kind)),
+        "--progress",
+        "none",
+    ]
     one_sentence(*call(capsys, *ask), CHECKPOINTS[kind])
 
 
@@ -255,7 +279,12 @@ def bad_gemma(place, folder, kind):
     return path
 
 
-GEMMAS = {"missing": ["gemma"], "no tokenizer": ["gemma", "tokenizer"], "narrow": ["32"], "no weights": ["gemma", "safetensors"]}
+GEMMAS = {
+    "missing": ["gemma"],
+    "no tokenizer": ["gemma", "tokenizer"],
+    "narrow": ["32"],
+    "no weights": ["gemma", "safetensors"],
+}
 
 
 @pytest.mark.parametrize("kind", GEMMAS)
@@ -266,7 +295,11 @@ def test_a_bad_gemma_folder(capsys, place, clips, tmp_path, command, kind):
     ask = {
         "generate": ["generate", "a", *SMALL, *there, "-o", tmp_path / "x.mp4"],
         "prepare": ["prepare", clips, "-o", tmp_path / "data", *there],
-        "train": ["train", "tiny_t2v_lora", *sets(place, tmp_path / "run", model__text_encoder_path=gemma, validation__interval=1)],
+        "train": [
+            "train",
+            "tiny_t2v_lora",
+            *sets(place, tmp_path / "run", model__text_encoder_path=gemma, validation__interval=1),
+        ],
     }
     one_sentence(*call(capsys, *ask[command]), GEMMAS[kind])
 
@@ -281,7 +314,17 @@ def test_a_bad_gemma_folder(capsys, place, clips, tmp_path, command, kind):
     ],
 )
 def test_bad_buckets_name_the_nearest(capsys, place, clips, tmp_path, buckets, words):
-    ask = ["prepare", clips, "-o", tmp_path / "data", *models(place), "--resolution-buckets", buckets, "--progress", "none"]
+    ask = [
+        "prepare",
+        clips,
+        "-o",
+        tmp_path / "data",
+        *models(place),
+        "--resolution-buckets",
+        buckets,
+        "--progress",
+        "none",
+    ]
     one_sentence(*call(capsys, *ask), words)
 
 
@@ -309,7 +352,10 @@ def test_requests_that_cannot_be_met(capsys, place, tmp_path, option, words):
         ({"optimization__learning_rte": 1}, ["optimization.learning_rte", "learning_rate"]),
         ({"optimizer__steps": 1}, ["optimizer", "optimization"]),
         ({"optimization__steps": "many"}, ["optimization.steps", "many"]),
-        ({"validation__video_dims": "[100, 64, 17]", "validation__interval": 1}, ["validation.video_dims", "96", "128"]),
+        (
+            {"validation__video_dims": "[100, 64, 17]", "validation__interval": 1},
+            ["validation.video_dims", "96", "128"],
+        ),
         ({"lora__target_modules": "[to_quux]"}, ["to_quux", "to_q"]),
         ({"data__preprocessed_data_root": "/nowhere"}, ["/nowhere", "ltx-nb prepare"]),
         ({"model__load_checkpoint": "/nowhere.safetensors"}, ["/nowhere.safetensors"]),
@@ -322,7 +368,9 @@ def test_a_bad_configuration(capsys, place, tmp_path, change, words):
 
 def test_all_problems_of_a_configuration_come_at_once(capsys, place, tmp_path):
     options = sets(place, tmp_path, optimization__stps=1, lora__rnk=2, data__preprocessed_data_root="/nowhere")
-    one_sentence(*call(capsys, "config", "check", "tiny_t2v_lora", *options), ["optimization.stps", "lora.rnk", "/nowhere"])
+    one_sentence(
+        *call(capsys, "config", "check", "tiny_t2v_lora", *options), ["optimization.stps", "lora.rnk", "/nowhere"]
+    )
 
 
 def test_an_unknown_example(capsys):
@@ -345,7 +393,9 @@ def test_a_dataset_that_lacks_a_folder(capsys, place, tmp_path):
 def test_a_lora_that_matches_nothing(capsys, place, tmp_path):
     pair = {"A": torch.zeros(4, 128), "B": torch.zeros(128, 4)}
     keys = "diffusion_model.double_blocks.{}.img_attn.qkv.lora_{}.weight"
-    save_file({keys.format(i, part): pair[part].clone() for i in range(3) for part in "AB"}, tmp_path / "flux.safetensors")
+    save_file(
+        {keys.format(i, part): pair[part].clone() for i in range(3) for part in "AB"}, tmp_path / "flux.safetensors"
+    )
     assert len(read_lora(tmp_path / "flux.safetensors")[0]) == 3
     ask = ["generate", "a", *models(place), *SMALL, "--lora", tmp_path / "flux.safetensors", "-o", tmp_path / "x.mp4"]
     one_sentence(*call(capsys, *ask, "--progress", "none"), ["flux.safetensors", "0 of its 3", "double_blocks"])
@@ -354,7 +404,12 @@ def test_a_lora_that_matches_nothing(capsys, place, tmp_path):
 @pytest.mark.parametrize("kind", ["missing", "empty", "no captions", "output is a file"])
 def test_clips_that_cannot_be_prepared(capsys, place, clips, tmp_path, kind):
     folder, output = tmp_path / "clips", tmp_path / "data"
-    words = {"missing": [str(folder)], "empty": [str(folder)], "no captions": ["caption"], "output is a file": [str(output)]}
+    words = {
+        "missing": [str(folder)],
+        "empty": [str(folder)],
+        "no captions": ["caption"],
+        "output is a file": [str(output)],
+    }
     if kind == "empty":
         folder.mkdir()
     elif kind == "no captions":

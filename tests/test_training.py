@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import SAMPLES, TARGETS, make_place, make_trainer, names, same, train, trained
+from tiny_runs import SAMPLES, TARGETS, configure, make_place, make_trainer, names, same, train, trained
 
 from ltx_nb.config import load_config
 from ltx_nb.data.store import Manifest, Recipe, WrongCheckpointError, checkpoint_identity, collate
@@ -20,7 +20,7 @@ from ltx_nb.loading import CheckpointError, load_embeddings_processor, load_text
 from ltx_nb.lora import fuse_lora, read_lora
 from ltx_nb.model.text import caption_record
 from ltx_nb.strategies import FlexibleStrategy, ModelInputs
-from ltx_nb.training import batch_losses, learning_rate, make_optimizer, trained_parameters
+from ltx_nb.training import LtxvTrainer, batch_losses, learning_rate, make_optimizer, trained_parameters
 
 N = 2  # a whole run has 2N steps, an interrupted one N
 RATE = 3e-3
@@ -110,7 +110,9 @@ def test_loss_falls_on_one_batch(place, tmp_path):
         optimizer.step(), optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
-    assert streams.keys() == {"video", "audio"} and loss.item() == pytest.approx(sum(x.item() for x in streams.values()))
+    assert streams.keys() == {"video", "audio"} and loss.item() == pytest.approx(
+        sum(x.item() for x in streams.values())
+    )
 
 
 def test_same_seed_same_weights_another_seed_others(place, tmp_path, whole):
@@ -174,7 +176,9 @@ def test_the_joined_inputs_of_that_comparison_are_what_a_batch_makes(place, tmp_
     whole = trainer.strategy.prepare_training_inputs(batch, trainer.timesteps, trainer.generator)
     joined = like(trainer.strategy, SameNoiseForASample).prepare_training_inputs(batch, trainer.timesteps, None)
     assert isinstance(joined, ModelInputs)
-    assert joined.video.latent.shape == whole.video.latent.shape and torch.equal(joined.video.context, whole.video.context)
+    assert joined.video.latent.shape == whole.video.latent.shape and torch.equal(
+        joined.video.context, whole.video.context
+    )
 
 
 def test_partial_epochs_do_not_shift_the_count(place, tmp_path):
@@ -254,7 +258,9 @@ def test_another_base_model_is_reported(place, tmp_path, whole):
     other = replace(place, model=tmp_path / place.model.name)
     with safe_open(place.model, "pt") as file:
         save_file(tensors, other.model, file.metadata())
-    trainer = make_trainer(other, tmp_path, model__load_checkpoint=whole[1][N - 1].checkpoint, **DROPOUT, optimization__steps=9)
+    trainer = make_trainer(
+        other, tmp_path, model__load_checkpoint=whole[1][N - 1].checkpoint, **DROPOUT, optimization__steps=9
+    )
     assert "weights: saved" in told(trainer.load())
 
 
@@ -263,7 +269,9 @@ def test_less_state_resumes_at_the_step_and_says_what_is_lost(place, tmp_path, m
     more = {"checkpoints__save_training_state": mode, "optimization__steps": N}
     trainer, reports = train(place, tmp_path, **more)
     assert any("training_state" in name for name in names(tmp_path / "checkpoints")) == (mode == "minimal")
-    resumed = make_trainer(place, tmp_path, **more | {"optimization__steps": N + 1}, model__load_checkpoint=tmp_path).load()
+    resumed = make_trainer(
+        place, tmp_path, **more | {"optimization__steps": N + 1}, model__load_checkpoint=tmp_path
+    ).load()
     assert resumed.step == N and same(trained(resumed), trained(trainer))
     assert "optimizer starts anew" in told(resumed) + caplog.text
     assert next(resumed.steps()).learning_rate == pytest.approx(linear(N, N + 1))
@@ -325,7 +333,13 @@ def test_lora_file(place, tmp_path, base):
         assert torch.equal(value, (ours * (3 if "lora_B" in key else 1)).bfloat16())  # alpha / rank lies in B
     with safe_open(path, "pt") as file:
         said = file.metadata()
-    expected = {"lora_rank": "4", "lora_alpha": "12", "base_model": place.model.name, "training_mode": "lora", "step": "2"}
+    expected = {
+        "lora_rank": "4",
+        "lora_alpha": "12",
+        "base_model": place.model.name,
+        "training_mode": "lora",
+        "step": "2",
+    }
     assert expected.items() <= said.items() and said["target_modules"] == ",".join(TARGETS)
 
 
@@ -418,7 +432,10 @@ def test_lost_numbers_end_the_run_and_are_not_saved(place, tmp_path, spoil, what
     trainer = make_trainer(place, tmp_path, optimization__steps=4, checkpoints__interval=1)
     with pytest.raises(FloatingPointError, match=rf"{what} of step 2 is nan.*lora_weights_step_00001.*learning_rate"):
         trainer.train(on_step=lambda report: spoil(report, trainer))
-    assert names(tmp_path / "checkpoints") == ["lora_weights_step_00001.safetensors", "training_state_step_00001.safetensors"]
+    assert names(tmp_path / "checkpoints") == [
+        "lora_weights_step_00001.safetensors",
+        "training_state_step_00001.safetensors",
+    ]
 
 
 # data
@@ -503,7 +520,11 @@ def test_bf16_keeps_adapters_in_float32(place, tmp_path):
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(place, tmp_path, whole):
-    more = {"optimization__enable_gradient_checkpointing": True, "optimization__steps": 2 * N, "checkpoints__interval": N}
+    more = {
+        "optimization__enable_gradient_checkpointing": True,
+        "optimization__steps": 2 * N,
+        "checkpoints__interval": N,
+    }
     trainer, reports = train(place, tmp_path, **more, **DROPOUT)
     for ours, theirs in zip(reports, whole[1], strict=True):
         assert ours.numbers() == pytest.approx(theirs.numbers(), rel=1e-5)
@@ -518,6 +539,11 @@ def test_eight_bit_optimizer(place, tmp_path):
         model__load_checkpoint=reports[-1].checkpoint,
     )  # fmt: skip
     assert next(again.steps()).step == 3
+
+
+def test_a_device_that_would_not_be_used_is_refused(place, tmp_path):
+    with pytest.raises(ValueError, match="device is cuda:99, but Accelerate found"):
+        LtxvTrainer(configure(place, tmp_path), device="cuda:99")
 
 
 def test_unfinished_features_are_named(place, tmp_path):
@@ -572,4 +598,6 @@ def test_samples_of_a_full_run_in_bf16(place, tmp_path):
     more = {"model__training_mode": "full", "lora": None, "acceleration__mixed_precision_mode": "bf16"}
     trainer, reports = train(place, tmp_path, **more, optimization__steps=1, validation__interval=1)
     assert names(tmp_path / "samples") == ["step_000000_1.mp4", "step_000001_1.mp4"]
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32} and torch.isfinite(reports[0].losses["loss"])
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32} and torch.isfinite(
+        reports[0].losses["loss"]
+    )
