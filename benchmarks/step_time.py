@@ -7,6 +7,7 @@ on the machine disturbs least; a ratio is the median over rounds of oracle / our
 
 import argparse
 import datetime
+import gc
 import os
 import platform
 import statistics
@@ -135,8 +136,11 @@ def variants(size: Size, layout: str) -> tuple[dict[str, Callable[[], tuple]], L
     other = [OracleModality(**inputs[name], enabled=True, context_mask=None) for name in ("video", "audio")]
     targets = [torch.randn(m.latent.shape, generator=torch.Generator().manual_seed(2)) for m in own]
 
+    trained = {model: list(lora(model).values()) for model in (ours, theirs)}
+
     def step(model: nn.Module, modalities: list) -> tuple[Tensor, Tensor]:
-        model.zero_grad(set_to_none=True)
+        for weight in trained[model]:
+            weight.grad = None
         out = model(modalities[0], modalities[1], None)
         (F.mse_loss(out[0], targets[0]) + F.mse_loss(out[1], targets[1])).backward()
         return out
@@ -184,9 +188,12 @@ def times(steps: dict[str, Callable[[], tuple]], rounds: int) -> dict[str, list[
     found = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name in list(steps)[:: 1 if i % 2 else -1]:
+            gc.collect()
+            gc.disable()  # as timeit does: when Python collects garbage is chance
             start = time.process_time()
             steps[name]()
             found[name].append(time.process_time() - start)
+            gc.enable()
     return {name: seconds[1:] for name, seconds in found.items()}  # the first round warms up
 
 
@@ -248,7 +255,7 @@ def heading(command: str) -> str:
     return "\n\n".join([
         f"# Training step beside the oracle, {today}",
         f"`{command}` with Python {platform.python_version()}, {packages}; {processor()}, one thread, float32. "
-        f"Load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors: above one a processor, the ratios suffer.",
+        f"Load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors; above one a processor, times and ratios are noisy.",
         f"LoRA of rank {RANK} on all attentions. {sizes[0].upper()}{sizes[1:]}.",
     ])  # fmt: skip
 

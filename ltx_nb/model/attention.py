@@ -282,7 +282,7 @@ class _Project(torch.autograd.Function):
         weights, biases, ups = parts[:count], parts[count : 2 * count], parts[2 * count :]
         ctx.ranks = [0 if up is None else up.shape[1] for up in ups]
         low, outs = rows @ down.T, []
-        for weight, bias, up, part, scale in zip(weights, biases, ups, low.split(ctx.ranks, 1), scales):
+        for weight, bias, up, part, scale in zip(weights, biases, ups, low.split_with_sizes(ctx.ranks, 1), scales):
             out = F.linear(rows, weight, bias)
             outs.append((out if up is None else out.addmm_(part, up.T, alpha=scale)).view(*x.shape[:-1], -1))
         ctx.save_for_backward(rows, low, down, *weights, *ups)
@@ -294,7 +294,7 @@ class _Project(torch.autograd.Function):
         count, grads = len(grads), [grad.flatten(0, -2) for grad in grads]
         rows, low, down, *parts = ctx.saved_tensors
         low_grad, up_grads = torch.empty_like(low), [None] * count
-        splits = zip(low.split(ctx.ranks, 1), low_grad.split(ctx.ranks, 1))
+        splits = zip(low.split_with_sizes(ctx.ranks, 1), low_grad.split_with_sizes(ctx.ranks, 1))
         for i, (grad, up, scale, (part, part_grad)) in enumerate(zip(grads, parts[count:], ctx.scales, splits)):
             if up is not None:
                 torch.mm(grad, up, out=part_grad)
@@ -323,11 +323,12 @@ def project(
     dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
     if None in found or not (autocast or all(t is None or t.dtype is dtype for p in found for t in p[:4])):
         return tuple(layer(x) for layer in layers)
-    cast = lambda tensors: [t if t is None else t.to(dtype) for t in tensors]
     weights, biases, downs, ups, scales = zip(*found)
     downs = [down for down in downs if down is not None]
-    down = torch.cat(downs) if len(downs) > 1 else downs[0]
-    return _Project.apply(x.to(dtype), scales, down.to(dtype), *cast(weights), *cast(biases), *cast(ups))
+    tensors = [x, torch.cat(downs) if len(downs) > 1 else downs[0], *weights, *biases, *ups]
+    if autocast:
+        tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
+    return _Project.apply(tensors[0], scales, *tensors[1:])
 
 # %% ../../nbs/1_model/01_attention.ipynb #bae9ff87
 class Attention(nn.Module):
