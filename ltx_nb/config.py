@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability', 'Region', 'Folder', 'ConditionConfig',
-           'Strategy', 'ValidationCondition', 'Dimensions', 'NEGATIVE_PROMPT', 'RULES', 'FILE_RULES', 'ConfigWarning',
-           'Section', 'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'models_in', 'tag_of', 'walk',
-           'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule', 'CosineRestartsSchedule',
-           'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps', 'ShiftedLogitNormalTimesteps', 'typed_params',
-           'OptimizationConfig', 'FlowMatchingConfig', 'bare_word', 'AccelerationConfig', 'DataConfig',
-           'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region', 'FirstFrameCondition', 'PrefixCondition',
-           'SuffixCondition', 'SpatialCropCondition', 'MaskCondition', 'ReferenceCondition', 'ModalityConfig',
-           'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig', 'VideoToVideoConfig', 'old_video', 'translate',
-           'strategy_name', 'ValidationFirstFrame', 'OneMedium', 'Window', 'ValidationPrefix', 'ValidationSuffix',
-           'ValidationSpatialCrop', 'ValidationMask', 'ValidationReference', 'VideoToAudio', 'AudioToVideo',
-           'stream_of', 'ValidationSample', 'migrate_guidance', 'migrate_samples', 'ValidationConfig', 'idle_targets',
-           'adapter_is_described', 'only_frozen_weights_are_quantized', 'adapter_meets_a_stream',
-           'prompts_can_be_encoded', 'warmup_ends', 'apply_rules', 'filled_sections', 'LtxTrainerConfig',
-           'resolve_data_root', 'dataset_is_complete', 'header_of', 'model_files_exist', 'sample_media_exist',
-           'sizes_fit_the_grid', 'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config',
-           'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'config_text',
-           'load_config', 'save_config', 'check_files', 'mode_name', 'stream_line', 'size_line', 'plan_rows',
-           'plan_notes', 'Plan', 'show']
+           'Strategy', 'ValidationCondition', 'Dimensions', 'NEGATIVE_PROMPT', 'RULES', 'OFFICIAL_BLOCKS', 'FILE_RULES',
+           'ConfigWarning', 'Section', 'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted',
+           'models_in', 'tag_of', 'walk', 'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule',
+           'CosineRestartsSchedule', 'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps',
+           'ShiftedLogitNormalTimesteps', 'typed_params', 'OptimizationConfig', 'FlowMatchingConfig', 'bare_word',
+           'AccelerationConfig', 'DataConfig', 'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region',
+           'FirstFrameCondition', 'PrefixCondition', 'SuffixCondition', 'SpatialCropCondition', 'MaskCondition',
+           'ReferenceCondition', 'ModalityConfig', 'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig',
+           'VideoToVideoConfig', 'old_video', 'translate', 'strategy_name', 'ValidationFirstFrame', 'OneMedium',
+           'Window', 'ValidationPrefix', 'ValidationSuffix', 'ValidationSpatialCrop', 'ValidationMask',
+           'ValidationReference', 'VideoToAudio', 'AudioToVideo', 'stream_of', 'filled_text', 'ValidationSample',
+           'migrate_guidance', 'migrate_samples', 'ValidationConfig', 'idle_targets', 'kept_samples',
+           'adapter_is_described', 'adapter_meets_a_stream', 'prompts_can_be_encoded', 'warmup_ends',
+           'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig', 'resolve_data_root', 'few',
+           'dataset_is_complete', 'header_of', 'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists',
+           'sizes_fit_the_grid', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
+           'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
+           'example_configs', 'config_text', 'load_config', 'save_config', 'check_files', 'mode_name', 'stream_line',
+           'size_line', 'every', 'noise_line', 'plan_rows', 'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -30,6 +31,7 @@ import inspect
 import os
 import re
 import reprlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -69,8 +71,14 @@ class Section(BaseModel):
 def warn(
     text: str,  # what happened and what to write instead
 ) -> None:
-    "A warning that is visible by default."
-    warnings.warn(text, ConfigWarning, stacklevel=3)
+    "A warning that is visible by default, at the line that asked for the configuration."
+    level, frame = 1, sys._getframe()
+    here = frame.f_code.co_filename
+    while frame.f_back and (
+        frame.f_code.co_filename == here or frame.f_globals.get("__name__", "").startswith("pydantic")
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, ConfigWarning, stacklevel=level)
 
 # %% ../nbs/5_training/00_config.ipynb #97da5c96
 def local_path(
@@ -120,6 +128,14 @@ def brief(
 ) -> str:
     "A value in a message: short, on one line, safe even for a value that contains itself."
     return BRIEF.repr(value)
+
+
+def counted(
+    number: int,  # how many
+    thing: str,  # in the singular
+) -> str:
+    "`1 clip`, `2 clips`."
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 BRIEF = reprlib.Repr()
@@ -365,17 +381,11 @@ class HubConfig(Section):
     push_to_hub: bool = False  # upload weights, samples and a model card
     hub_model_id: str | None = None  # user/name
 
-    @model_validator(mode="after")
-    def named(self):
-        if self.push_to_hub and not self.hub_model_id:
-            raise ValueError("push_to_hub needs hub_model_id: user/name")
-        return self
-
 
 class WandbConfig(Section):
     "Weights & Biases."
 
-    enabled: bool = False  # log there; needs the package wandb
+    enabled: bool = False  # log there
     project: str = "ltxv-trainer"  # project name
     entity: str | None = None  # user or team
     tags: list[str] = []  # labels of the run
@@ -720,10 +730,19 @@ def stream_of(
 Dimensions = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 
 
+def filled_text(
+    value: str,  # a prompt
+) -> str:  # the same
+    "Text with something in it."
+    if not value.strip():
+        raise ValueError("a prompt is expected here: describe what is to be seen and heard")
+    return value
+
+
 class ValidationSample(Section):
     "One clip to generate along the way."
 
-    prompt: str  # what to show and to sound like
+    prompt: Annotated[str, AfterValidator(filled_text)]  # what to show and to sound like
     conditions: list[ValidationCondition] = []  # what is given
     video_dims: Dimensions | None = None  # (width, height, frames); None is that of the section
     seed: int | None = None  # None is that of the section; 0 is a seed like any other
@@ -742,14 +761,14 @@ class ValidationSample(Section):
                 raise ValueError(f"{frozen} gives all of the {stream}; remove {extra}")
         return self
 
-# %% ../nbs/5_training/00_config.ipynb #f1fb9284
+# %% ../nbs/5_training/00_config.ipynb #062d0f7e
 NEGATIVE_PROMPT = (
     "low quality, blurry, out of focus, overexposed, flicker, jitter, warped anatomy, extra limbs, melting faces, "
     "watermark, subtitles, frozen motion, muffled or clipped sound, hiss, hum, robotic voice, "
     "speech out of sync with the lips"
 )
 
-
+# %% ../nbs/5_training/00_config.ipynb #f1fb9284
 def migrate_guidance(
     given: dict,  # the section as written
 ) -> dict:  # with the fields of today
@@ -826,7 +845,7 @@ class ValidationConfig(Section):
     video_dims: Dimensions = (960, 544, 89)  # (width, height, frames): multiples of 32, frames 8k + 1
     frame_rate: float = Field(24.0, gt=0)  # frames a second
     seed: int = 42  # of the samples' noise
-    inference_steps: int = Field(30, ge=1)  # denoising steps
+    inference_steps: int = Field(30, ge=2)  # denoising steps
     interval: int | None = Field(100, ge=1)  # steps between validations; None never validates
     video_cfg_scale: float = Field(3.0, ge=1)  # text guidance of the video; 1 is off
     audio_cfg_scale: float = Field(7.0, ge=1)  # text guidance of the sound; 1 is off
@@ -868,17 +887,16 @@ def idle_targets(
     ]
 
 # %% ../nbs/5_training/00_config.ipynb #1722648e
+def kept_samples(
+    validation: ValidationConfig,  # as read
+) -> dict[int, ValidationSample]:  # position -> sample; empty where the run never validates
+    "The samples that this version generates: those without conditions."
+    return {i: s for i, s in enumerate(validation.samples) if not s.conditions} if validation.interval else {}
+
+# %% ../nbs/5_training/00_config.ipynb #cd5acdc4
 def adapter_is_described(model: ModelConfig, lora: LoraConfig | None) -> Iterator[str]:
     if model.training_mode == "lora" and lora is None:
         yield "lora: missing, but model.training_mode is lora; add a lora block (rank: 32, alpha: 32) or set it to full"
-
-
-def only_frozen_weights_are_quantized(model: ModelConfig, acceleration: AccelerationConfig) -> Iterator[str]:
-    if model.training_mode == "full" and acceleration.quantization:
-        yield (
-            f"acceleration.quantization: given {acceleration.quantization!r}, but in full mode every weight is trained "
-            "and only frozen weights can be quantized; set it to null, or train a lora"
-        )
 
 
 def adapter_meets_a_stream(
@@ -896,7 +914,7 @@ def adapter_meets_a_stream(
 
 
 def prompts_can_be_encoded(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
-    if validation.samples and validation.interval and model.text_encoder_path is None:
+    if kept_samples(validation) and model.text_encoder_path is None:
         yield (
             "model.text_encoder_path: missing, but validation has samples whose prompts must be encoded; give the "
             "Gemma folder, or set validation.interval: null"
@@ -907,14 +925,34 @@ def warmup_ends(optimization: OptimizationConfig) -> Iterator[str]:
     if optimization.warmup_steps and optimization.warmup_steps >= optimization.steps:
         yield f"optimization.warmup_steps: given {optimization.warmup_steps}; should be below {optimization.steps}"
 
+# %% ../nbs/5_training/00_config.ipynb #d613aab2
+def not_in_this_version(
+    model: ModelConfig, acceleration: AccelerationConfig, hub: HubConfig, wandb: WandbConfig
+) -> Iterator[str]:
+    if acceleration.quantization:
+        yield (
+            f"acceleration.quantization: given {acceleration.quantization!r}, but this version cannot quantize the "
+            "frozen weights; set it to null (load_text_encoder_in_8bit and optimizer_type: adamw8bit do work)"
+        )
+    if hub.push_to_hub:
+        yield (
+            "hub.push_to_hub: given true, but this version does not upload; set it to false and upload afterwards "
+            "(`hf upload REPO FOLDER`)"
+        )
+    if wandb.enabled:
+        yield (
+            "wandb.enabled: given true, but this version does not log to Weights & Biases; set it to false "
+            "(losses and samples are written to output_dir)"
+        )
+    for name in "video_vae_path", "audio_vae_path":
+        if getattr(model, name):
+            yield (
+                f"model.{name}: given {brief(getattr(model, name))}, but this version loads everything from one file; "
+                "remove the line and give the unified checkpoint as model.model_path"
+            )
 
-RULES = (
-    adapter_is_described,
-    only_frozen_weights_are_quantized,
-    adapter_meets_a_stream,
-    prompts_can_be_encoded,
-    warmup_ends,
-)
+
+RULES = (adapter_is_described, adapter_meets_a_stream, prompts_can_be_encoded, warmup_ends, not_in_this_version)
 
 
 def apply_rules(
@@ -972,20 +1010,29 @@ def resolve_data_root(
     return inner if os.path.isdir(inner) else inner.parent
 
 
+def few(
+    names: Sequence[str],  # any number
+    shown: int = 6,  # how many to print
+) -> str:
+    "Some names in a message."
+    return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
+
+
 def dataset_is_complete(data: DataConfig, training_strategy: FlexibleStrategyConfig) -> Iterator[str]:
     root, where = resolve_data_root(data.preprocessed_data_root), "data.preprocessed_data_root"
     if not os.path.isdir(root):
         yield f"{where}: no such folder: {root}; prepare one with `ltx-nb prepare CLIPS -o {root}`"
         return
     there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    found = f"; the dataset has {few(there) or 'no folders'}"  # said once
     for folder, kinds in training_strategy.roles().items():
         place, role = root / folder, ", ".join(sorted(kinds))
-        found = f"the dataset has {', '.join(there) or 'no folders'}"
         if not os.path.isdir(place):
             yield (
-                f"{where}: folder {folder!r} ({role}) is missing: looked for {place}; {found}; prepare it, or change "
+                f"{where}: folder {folder!r} ({role}) is missing: looked for {place}{found}; prepare it, or change "
                 "training_strategy"
             )
+            found = ""
         elif not any(name.endswith((".safetensors", ".pt")) for _, _, names in os.walk(place) for name in names):
             yield f"{where}: folder {folder!r} ({role}) holds no records: {place}; prepare the dataset again"
 
@@ -1006,29 +1053,40 @@ def header_of(
         return {}
 
 # %% ../nbs/5_training/00_config.ipynb #04377229
-def model_files_exist(model: ModelConfig) -> Iterator[str]:
-    for name in "model_path", "video_vae_path", "audio_vae_path":
-        path = getattr(model, name)
-        if path is None:
-            continue
-        if not os.path.isfile(path):
-            kind = "a folder, not a file" if os.path.isdir(path) else "no such file"
-            yield f"model.{name}: {kind}: {path}; download the checkpoint and give the path of its .safetensors file"
-        elif not path.endswith(".safetensors"):
-            yield f"model.{name}: not a .safetensors file: {path}"
-    if model.text_encoder_path and not os.path.exists(model.text_encoder_path):
-        yield f"model.text_encoder_path: no such folder: {model.text_encoder_path}; download Gemma and give its folder"
+def checkpoint_is_whole(model: ModelConfig) -> Iterator[str]:
+    if not os.path.isfile(model.model_path):
+        kind = "a folder, not a file" if os.path.isdir(model.model_path) else "no such file"
+        yield f"model.model_path: {kind}: {model.model_path}; download the checkpoint and give its .safetensors file"
+        return
+    from ltx_nb.loading import read_header  # brings torch
+
+    try:
+        read_header(model.model_path)
+    except (ValueError, OSError) as error:
+        yield f"model.model_path: {error}"
+
+
+def text_encoder_is_whole(model: ModelConfig) -> Iterator[str]:
+    path = model.text_encoder_path
+    if path is None:
+        return
+    if not os.path.isdir(path):
+        kind = "a file, not a folder" if os.path.isfile(path) else "no such folder"
+        yield f"model.text_encoder_path: {kind}: {path}; download Gemma and give its folder"
+        return
+    from ltx_nb.model.text import find_gemma  # brings torch
+
+    try:
+        find_gemma(path)
+    except (ValueError, OSError) as error:
+        yield f"model.text_encoder_path: {error}"
+    except (LookupError, TypeError, AttributeError) as error:
+        yield f"model.text_encoder_path: {path} holds a config.json that is not one of Gemma 3 ({error!r})"
+
+
+def earlier_run_exists(model: ModelConfig) -> Iterator[str]:
     if model.load_checkpoint and not os.path.exists(model.load_checkpoint):
         yield f"model.load_checkpoint: no such file or folder: {model.load_checkpoint}; remove the line to start afresh"
-
-
-def sample_media_exist(validation: ValidationConfig) -> Iterator[str]:
-    for i, sample in enumerate(validation.samples):
-        for j, condition in enumerate(sample.conditions):
-            for name in "image_or_video", "video", "audio", "mask":
-                path = getattr(condition, name, None)
-                if path and not os.path.isfile(path):
-                    yield f"validation.samples.{i}.conditions.{j}.{name}: no such file: {path}"
 
 # %% ../nbs/5_training/00_config.ipynb #d24dd747
 def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
@@ -1056,12 +1114,26 @@ def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iter
                     f"{factors.time}k{' + 1' if first else ''} frames (nearest: {near})"
                 )
 
+# %% ../nbs/5_training/00_config.ipynb #1c319f54
+OFFICIAL_BLOCKS = 48  # of the transformer, in LTX-2 and LTX-2.3
 
-def packages_are_installed(
-    optimization: OptimizationConfig, acceleration: AccelerationConfig, wandb: WandbConfig
-) -> Iterator[str]:
+
+def skipped_blocks_exist(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
+    scales = validation.generate_video and validation.video_stg_scale, validation.generate_audio and validation.audio_stg_scale
+    transformer, blocks = header_of(model.model_path).get("transformer"), validation.stg_blocks or []
+    if not (isinstance(transformer, dict) and any(scales) and kept_samples(validation)):
+        return
+    depth = transformer.get("num_layers", OFFICIAL_BLOCKS)
+    if isinstance(depth, int) and depth > 0 and any(block >= depth for block in blocks):
+        same = sorted({b if b < depth else min(b * depth // OFFICIAL_BLOCKS, depth - 1) for b in blocks})
+        yield (
+            f"validation.stg_blocks: given {brief(blocks)}; this checkpoint has {counted(depth, 'block')}, 0 to {depth - 1}; "
+            f"the same place is {same}"
+        )
+
+# %% ../nbs/5_training/00_config.ipynb #0a105bb4
+def packages_are_installed(optimization: OptimizationConfig, acceleration: AccelerationConfig) -> Iterator[str]:
     for needed, package, field in (
-        (wandb.enabled, "wandb", "wandb.enabled: false"),
         (optimization.optimizer_type == "adamw8bit", "bitsandbytes", "optimization.optimizer_type: adamw"),
         (acceleration.load_text_encoder_in_8bit, "bitsandbytes", "acceleration.load_text_encoder_in_8bit: false"),
     ):
@@ -1069,7 +1141,15 @@ def packages_are_installed(
             yield f"{field.split(':')[0]}: needs the package {package}; `pip install {package}`, or set {field}"
 
 
-FILE_RULES = (model_files_exist, dataset_is_complete, sample_media_exist, sizes_fit_the_grid, packages_are_installed)
+FILE_RULES = (
+    checkpoint_is_whole,
+    text_encoder_is_whole,
+    earlier_run_exists,
+    dataset_is_complete,
+    sizes_fit_the_grid,
+    skipped_blocks_exist,
+    packages_are_installed,
+)
 
 # %% ../nbs/5_training/00_config.ipynb #dcb941a5
 def refuse(
@@ -1084,7 +1164,7 @@ def refuse(
     rest = [f"  ... and {len(problems) - shown} more"] if len(problems) > shown else []
     raise ConfigError("\n".join([f"{count} in {source}:", *(f"  - {line}" for line in problems[:shown]), *rest]))
 
-
+# %% ../nbs/5_training/00_config.ipynb #a25497a2
 @lru_cache
 def reader_of(
     section: str,  # name of a field of `LtxTrainerConfig`
@@ -1315,9 +1395,29 @@ def size_line(
     "A video size with its length and its tokens on the usual grid."
     width, height, frames = size
     tokens = (width // 32) * (height // 32) * ((frames - 1) // 8 + 1)
-    return f"{width}x{height}, {frames} frames ({frames / frame_rate:.1f} s, {tokens:,} video tokens)"
+    length = f"{frames / frame_rate:.1f} s, {counted(tokens, 'video token')}"
+    return f"{width}x{height}, {counted(frames, 'frame')} ({length})"
 
 
+def every(interval: int) -> str:
+    "How often."
+    return "every step" if interval == 1 else f"every {interval:,} steps"
+
+
+def noise_line(
+    flow: FlowMatchingConfig,  # how training draws its levels
+    sampling: bool,  # whether samples are generated along the way
+) -> str:
+    "Which noise levels training draws and which ones a sample walks."
+    params = TIMESTEP_SAMPLERS[flow.timestep_sampling_mode](**flow.timestep_sampling_params)
+    if isinstance(params, UniformTimesteps):
+        line = f"training draws evenly from {params.min_value:g} to {params.max_value:g}"
+    else:
+        cap = "" if params.max_shift is None else f" up to a shift of {params.max_shift:g}"
+        line = f"training follows the clip's own token count{cap}"
+    return line + ("; samples use the official 4,096 tokens (a shift of 2.05)" if sampling else "")
+
+# %% ../nbs/5_training/00_config.ipynb #9d1170be
 def plan_rows(
     config: LtxTrainerConfig,  # to be shown
 ) -> list[tuple[str, str, str]]:  # group, label, value
@@ -1325,12 +1425,16 @@ def plan_rows(
     c, o, v, strategy = config, config.optimization, config.validation, config.training_strategy
     schedule = ", ".join(f"{k} {x:g}" for k, x in o.schedule().items())
     rate = f"{o.learning_rate:g}, {o.scheduler_type}" + (f" ({schedule})" if schedule else "")
-    warmup = f", {o.warmup_steps} steps of warm-up" if o.warmup_steps else ""
-    autocast, quantization = c.acceleration.mixed_precision_mode or "no", c.acceleration.quantization or "none"
+    warmup = f", {counted(o.warmup_steps, 'step')} of warm-up" if o.warmup_steps else ""
+    autocast, made = c.acceleration.mixed_precision_mode or "no", kept_samples(v)
     memory = f"gradient checkpointing {'on' if o.enable_gradient_checkpointing else 'off'}"
-    samples = f"every {v.interval} steps, {len(v.samples)} prompts, {v.inference_steps} denoising steps"
-    kept = "all kept" if c.checkpoints.keep_last_n < 1 else f"last {c.checkpoints.keep_last_n} kept"
-    saves = f"every {c.checkpoints.interval} steps and at the end, {kept}" if c.checkpoints.interval else "at the end"
+    sampling, sizes = "none", "-"
+    if made:
+        sampling = f"{every(v.interval)}, {counted(len(made), 'prompt')}, {counted(v.inference_steps, 'denoising step')}"
+        sizes = "; ".join(size_line(s, v.frame_rate) for s in dict.fromkeys(x.video_dims or v.video_dims for x in made.values()))
+    last = c.checkpoints.keep_last_n
+    kept = "all kept" if last < 1 else "the last one kept" if last == 1 else f"the last {last} kept"
+    saves = f"{every(c.checkpoints.interval)} and at the end, {kept}" if c.checkpoints.interval else "at the end"
     trained = "every weight"
     if c.lora and c.model.training_mode == "lora":
         scale, targets = c.lora.alpha / c.lora.rank, ", ".join(c.lora.target_modules)
@@ -1342,11 +1446,12 @@ def plan_rows(
         ("", "trained", trained),
         ("from", "model", c.model.model_path),
         ("", "dataset", str(resolve_data_root(c.data.preprocessed_data_root))),
-        ("how", "steps", f"{o.steps:,}, each of {o.batch_size * o.gradient_accumulation_steps} clips a device"),
+        ("how", "steps", f"{o.steps:,}, each of {counted(o.batch_size * o.gradient_accumulation_steps, 'clip')} a device"),
         ("", "learning rate", rate + warmup),
-        ("", "precision", f"{autocast}, quantization {quantization}, {o.optimizer_type}, {memory}"),
-        ("gives", "samples", samples if v.samples and v.interval else "none"),
-        ("", "sample size", size_line(v.video_dims, v.frame_rate) if v.samples and v.interval else "-"),
+        ("", "noise levels", noise_line(c.flow_matching, bool(made))),
+        ("", "precision", f"{autocast}, {o.optimizer_type}, {memory}"),
+        ("gives", "samples", sampling),
+        ("", "sample size", sizes),
         ("", "checkpoints", saves),
         ("", "output", c.output_dir),
     ]
@@ -1357,12 +1462,22 @@ def plan_notes(
 ) -> list[str]:
     "What one may not have expected of a valid configuration."
     c, notes = config, []
-    steps, every = c.optimization.steps, c.validation.interval
-    if c.validation.samples and every and every > steps:
-        notes.append(f"validation.interval is {every}, the run has {steps} steps: no samples of the trained model")
-    if c.checkpoints.interval and c.checkpoints.interval > steps:
+    steps, interval, made = counted(c.optimization.steps, "step"), c.validation.interval, kept_samples(c.validation)
+    for i, sample in enumerate(c.validation.samples if interval else []):
+        if i not in made:
+            kinds = ", ".join(condition.type for condition in sample.conditions)
+            notes.append(
+                f"sample {i + 1} has conditions ({kinds}): it is left out, as this version generates from text only"
+            )
+    if c.acceleration.offload_optimizer_during_validation:
         notes.append(
-            f"checkpoints.interval is {c.checkpoints.interval}, the run has {steps} steps: one checkpoint, at the end"
+            "acceleration.offload_optimizer_during_validation has no effect in this version: the optimizer stays where it is"
+        )
+    if made and interval > c.optimization.steps:
+        notes.append(f"validation.interval is {interval}, the run has {steps}: no samples of the trained model")
+    if c.checkpoints.interval and c.checkpoints.interval > c.optimization.steps:
+        notes.append(
+            f"checkpoints.interval is {c.checkpoints.interval}, the run has {steps}: one checkpoint, at the end"
         )
     if c.model.training_mode == "full" and c.lora:
         notes.append("lora is ignored: model.training_mode is full")
@@ -1370,7 +1485,7 @@ def plan_notes(
         notes.append(f"lora.target_modules {', '.join(idle)}: that stream is absent, so these adapters learn nothing")
     given = {t.type for b in c.training_strategy.streams().values() for t in b.conditions}
     shown = {t.type for s in c.validation.samples for t in s.conditions}
-    if "reference" in given - shown and c.validation.samples and every:
+    if "reference" in given - shown and made:
         notes.append(
             "training uses a reference, no validation sample has one: the samples will not show what is learnt"
         )

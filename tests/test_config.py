@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ltx_nb.config import (
+    NEGATIVE_PROMPT,
     ConfigWarning,
     FlexibleStrategyConfig,
     LtxTrainerConfig,
@@ -22,9 +23,11 @@ from ltx_nb.config import (
     ValidationConfig,
     check_files,
     example_configs,
+    kept_samples,
     load_config,
     make_config,
     plan_notes,
+    plan_rows,
     resolve_data_root,
     save_config,
     show,
@@ -86,13 +89,22 @@ def with_sample(**sample):
     return changed("validation.samples", [{"prompt": "rain", **sample}])
 
 
+def write_checkpoint(path, config):
+    "A whole safetensors file without tensors."
+    header = json.dumps({"__metadata__": {"config": json.dumps(config)}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     "A folder in which everything that VALID names exists."
     monkeypatch.chdir(tmp_path)
-    header = json.dumps({"__metadata__": {"config": json.dumps({"transformer": {}})}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    write_checkpoint(tmp_path / "model.safetensors", {"transformer": {}})
     (tmp_path / "gemma").mkdir()
+    write_checkpoint(tmp_path / "gemma" / "model.safetensors", {})
+    (tmp_path / "gemma" / "tokenizer.json").write_text("{}")
+    gemma = {"model_type": "gemma3_text", "hidden_size": 8, "num_hidden_layers": 1}
+    (tmp_path / "gemma" / "config.json").write_text(json.dumps(gemma))
     for folder in "conditions", "latents", "audio_latents":
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / "a.safetensors").touch()
@@ -148,7 +160,8 @@ def test_unknown_key_inside_a_condition_is_located_without_the_union_tag():
         ("data.num_dataloader_workers", -1),
         ("validation.video_cfg_scale", 0.5),
         ("validation.guidance_rescale", 1.1),
-        ("validation.inference_steps", 0),
+        ("validation.inference_steps", 1),
+        ("validation.samples.0.prompt", " "),
         ("validation.frame_rate", 0),
         ("validation.video_dims", [64, 64]),
         ("acceleration.quantization", "int3-quanto"),
@@ -297,14 +310,17 @@ def test_unknown_strategy_lists_the_known_ones():
     "changes, path",
     [
         ({"lora": None}, "lora: missing"),
-        ({"model.training_mode": "full", "acceleration.quantization": "int8-quanto"}, "acceleration.quantization"),
         ({"model.text_encoder_path": None}, "model.text_encoder_path"),
         (
             {"training_strategy.audio": None, "lora.target_modules": ["audio_attn1.to_k", "audio_ff.net.2"]},
             "lora.target_modules",
         ),
         ({"optimization.steps": 10, "optimization.warmup_steps": 10}, "optimization.warmup_steps"),
-        ({"hub.push_to_hub": True}, "hub: push_to_hub needs hub_model_id"),
+        ({"acceleration.quantization": "int8-quanto"}, "acceleration.quantization: given 'int8-quanto'"),
+        ({"hub.push_to_hub": True}, "hub.push_to_hub"),
+        ({"wandb.enabled": True}, "wandb.enabled"),
+        ({"model.video_vae_path": "vae.safetensors"}, "model.video_vae_path"),
+        ({"model.audio_vae_path": "vae.safetensors"}, "model.audio_vae_path"),
     ],
 )
 def test_sections_that_contradict_each_other_are_refused(changes, path):
@@ -319,6 +335,19 @@ def test_sections_that_contradict_each_other_are_refused(changes, path):
 def test_prompts_need_no_text_encoder_when_nothing_is_validated():
     given = changed("validation.interval", None, changed("model.text_encoder_path", None))
     assert make_config(given).validation.samples
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("acceleration.offload_optimizer_during_validation", True),
+        ("acceleration.mixed_precision_mode", "fp16"),
+        ("hub.hub_model_id", "me/mine"),
+        ("wandb.project", "mine"),
+    ],
+)
+def test_what_is_harmless_is_not_refused(machine, path, value):
+    make_config(changed(path, value), check_files=True)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +497,6 @@ def test_a_missing_data_folder_is_named_with_what_is_there(machine, missing):
         "model.model_path",
         "model.text_encoder_path",
         "model.load_checkpoint",
-        "model.video_vae_path",
         "data.preprocessed_data_root",
     ],
 )
@@ -477,9 +505,103 @@ def test_a_missing_file_is_named(machine, path):
     assert message.startswith("1 problem") and f"- {path}: " in message and str(machine / "nowhere") in message
 
 
-def test_missing_media_of_samples_are_named(machine):
-    message = refusal(with_sample(conditions=[{"type": "mask", "video": "a.mp4", "mask": "m.png"}]), check_files=True)
-    assert "conditions.0.video: no such file" in message and "conditions.0.mask: no such file" in message
+@pytest.mark.parametrize(
+    "samples",
+    [
+        {"samples": [{"prompt": "a", "conditions": [{"type": "reference", "video": "nowhere.mp4"}]}, {"prompt": "b"}]},
+        {"prompts": ["a", "b"], "images": ["nowhere.png"] * 2, "reference_videos": ["nowhere.mp4"] * 2},
+    ],
+)
+def test_samples_with_conditions_are_left_out_aloud_and_training_goes_on(machine, samples):
+    config = make_config(changed("validation", samples), check_files=True)
+    conditional = [i for i, sample in enumerate(config.validation.samples) if sample.conditions]
+    assert conditional and not set(kept_samples(config.validation)) & set(conditional)
+    notes = [note for note in plan_notes(config) if "left out" in note]
+    assert [note.split(" has ")[0] for note in notes] == [f"sample {i + 1}" for i in conditional]
+    assert "reference" in notes[0]
+    left = len(config.validation.samples) - len(conditional)
+    assert dict(row[1:] for row in plan_rows(config))["samples"].startswith(
+        "every 100 steps, 1 prompt," if left else "none"
+    )
+
+
+def test_no_text_encoder_is_needed_where_every_sample_is_left_out():
+    condition = {"type": "first_frame", "image_or_video": "a.png"}
+    make_config(changed("model.text_encoder_path", None, with_sample(conditions=[condition])))
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"PK, a pickle", "not a safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "no configuration in its header"),
+        (None, "cut short"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(machine, content, problem):
+    path = machine / "model.safetensors"
+    if content is None:
+        header = b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+        content = len(header).to_bytes(8, "little") + header + b"\0" * 35
+    path.write_bytes(content)
+    message = refusal(VALID, check_files=True)
+    assert message.startswith("1 problem") and "- model.model_path: " in message and problem in message
+
+
+@pytest.mark.parametrize(
+    "damage", ["tokenizer.json", "model.safetensors", "config.json", "{}", '{"model_type": "gemma3"}']
+)
+def test_a_text_encoder_that_cannot_be_used_is_named(machine, damage):
+    if (machine / "gemma" / damage).exists():
+        (machine / "gemma" / damage).unlink()
+    else:
+        (machine / "gemma" / "config.json").write_text(damage)
+    message = refusal(VALID, check_files=True)
+    assert message.startswith("1 problem") and "- model.text_encoder_path: " in message and "gemma" in message
+
+
+@pytest.mark.parametrize(
+    "layers, blocks, advice",
+    [
+        (4, [28], "this checkpoint has 4 blocks, 0 to 3; the same place is [2]"),
+        (4, [1, 47], "the same place is [1, 3]"),
+        (1, [100], "this checkpoint has 1 block, 0 to 0; the same place is [0]"),
+        (None, [48], "this checkpoint has 48 blocks, 0 to 47; the same place is [47]"),
+    ],
+)
+def test_blocks_that_the_checkpoint_lacks_name_the_same_place(machine, layers, blocks, advice):
+    write_checkpoint(machine / "model.safetensors", {"transformer": {"num_layers": layers} if layers else {}})
+    given = changed("validation.stg_blocks", blocks)
+    message = refusal(given, check_files=True)
+    assert f"validation.stg_blocks: given {blocks}; " in message and advice in message
+    make_config(changed("validation.stg_blocks", json.loads(advice.split("place is ")[1]), given), check_files=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"samples": []},
+        {"interval": None},
+        {"stg_blocks": None},
+        {"video_stg_scale": 0, "audio_stg_scale": 0},
+        {"video_stg_scale": 0, "generate_audio": False},
+    ],
+)
+def test_blocks_do_not_matter_where_nothing_skips_them(machine, changes):
+    write_checkpoint(machine / "model.safetensors", {"transformer": {"num_layers": 4}})
+    assert "stg_blocks" in refusal(VALID, check_files=True)
+    make_config(changed("validation", VALID["validation"] | changes), check_files=True)
+
+
+def test_a_dataset_with_many_folders_is_not_listed_in_full(machine):
+    for i in range(100):
+        (machine / "data" / f"another_{i:03}").mkdir()
+    for folder in "latents", "conditions":
+        (machine / "data" / folder / "a.safetensors").unlink()
+        (machine / "data" / folder).rmdir()
+    message = refusal(VALID, check_files=True)
+    assert message.startswith("2 problems") and message.count("the dataset has") == 1 and "101 in all" in message
+    assert 1 < message.count("another_") < 10
 
 
 @pytest.mark.parametrize(
@@ -494,10 +616,9 @@ def test_the_grid_is_the_one_of_the_checkpoint(machine):
     config = {
         "vae": {"patch_size": 4, "encoder_blocks": [["compress_all", {}], ["compress_space", {}]]}
     }  # 2 frames, 16 pixels
-    header = json.dumps({"__metadata__": {"config": json.dumps(config)}}).encode()
     given = changed("validation.video_dims", [48, 48, 3])
     assert "[48, 48, 3]" in refusal(given, check_files=True)
-    (machine / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    write_checkpoint(machine / "model.safetensors", config)
     make_config(given, check_files=True)
 
 
@@ -518,9 +639,13 @@ def test_check_files_sees_later_edits(machine):
         check_files(config)
 
 
-def test_a_missing_package_is_named_before_training(machine, monkeypatch):
+@pytest.mark.parametrize(
+    "path, value", [("optimization.optimizer_type", "adamw8bit"), ("acceleration.load_text_encoder_in_8bit", True)]
+)
+def test_a_missing_package_is_named_before_training(machine, monkeypatch, path, value):
     monkeypatch.setattr("ltx_nb.config.find_spec", lambda name: None)
-    assert "pip install wandb" in refusal(changed("wandb.enabled", True), check_files=True)
+    assert f"{path}: needs the package bitsandbytes" in refusal(changed(path, value), check_files=True)
+    assert "package" not in refusal(changed("wandb.enabled", True), check_files=True)
 
 
 # --- files of configuration
@@ -541,7 +666,7 @@ def test_examples_are_valid_and_survive_a_round_trip(name, tmp_path):
     "name, expected",
     [
         ("t2v_lora", (32, 1e-4, 2000, [960, 544, 89], "adamw", None)),
-        ("t2v_lora_low_vram", (16, 1e-4, 2000, [576, 576, 49], "adamw8bit", "int8-quanto")),
+        ("t2v_lora_low_vram", (16, 1e-4, 2000, [576, 576, 49], "adamw8bit", None)),
     ],
 )
 def test_examples_hold_the_reference_recipe(name, expected):
@@ -662,6 +787,8 @@ def test_plan_says_the_same_in_text_html_and_terminal():
     "changes, note",
     [
         ({"optimization.steps": 50}, "no samples of the trained model"),
+        ({"optimization.steps": 1}, "the run has 1 step:"),
+        ({"acceleration.offload_optimizer_during_validation": True}, "has no effect in this version"),
         ({"model.training_mode": "full"}, "lora is ignored"),
         ({"lora.target_modules": ["to_k", "audio_attn1.to_k"], "training_strategy.audio": None}, "audio_attn1.to_k"),
         (
@@ -676,6 +803,60 @@ def test_plan_notes_what_one_may_not_expect(changes, note):
     for name, value in changes.items():
         given = changed(name, value, given)
     assert any(note in line for line in plan_notes(make_config(given)))
+
+
+def test_plan_counts_in_english():
+    once = {
+        "optimization": {"batch_size": 1, "steps": 2, "warmup_steps": 1},
+        "validation": VALID["validation"] | {"interval": 1},
+        "checkpoints": {"interval": 1, "keep_last_n": 1},
+    }
+    plan = str(show(make_config(VALID | once)))
+    assert not re.search(r"\b1 (clip|step|prompt|frame|token|denoising step)s", plan)
+    for words in "each of 1 clip a device", "1 step of warm-up", "every step, 1 prompt", "every step and at the end":
+        assert words in plan
+    many = {"optimization": {"batch_size": 2, "gradient_accumulation_steps": 2}, "checkpoints": {"interval": 5}}
+    assert all(words in str(show(make_config(VALID | many))) for words in ("each of 4 clips a device", "every 5 steps"))
+
+
+@pytest.mark.parametrize(
+    "flow, samples, line",
+    [
+        ({}, True, "training follows the clip's own token count; samples use the official 4,096 tokens (a shift of 2.05)"),
+        ({"timestep_sampling_params": {"max_shift": 2.5}}, False, "training follows the clip's own token count up to a shift of 2.5"),
+        ({"timestep_sampling_mode": "uniform"}, False, "training draws evenly from 0 to 1"),
+    ],
+)  # fmt: skip
+def test_plan_says_which_noise_levels_are_used(flow, samples, line):
+    given = changed("validation.interval", 10 if samples else None, changed("flow_matching", flow))
+    assert dict(row[1:] for row in plan_rows(make_config(given)))["noise levels"] == line
+
+
+def test_the_noise_levels_in_the_plan_are_those_of_the_samplers():
+    from ltx_nb.samplers import DEFAULT_SHIFT, DEFAULT_TOKENS
+
+    assert f"{DEFAULT_TOKENS:,} tokens (a shift of {DEFAULT_SHIFT:g})" in str(show(make_config(VALID)))
+
+
+# --- warnings
+
+
+@pytest.mark.parametrize("read", ["model", "make", "load"])
+def test_a_warning_names_the_line_that_asked(tmp_path, read):
+    given = changed("validation.prompts", ["snow"])
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(given))
+    readers = {
+        "model": lambda: LtxTrainerConfig.model_validate(given),
+        "make": lambda: make_config(given),
+        "load": lambda: load_config(tmp_path / "a.yaml", check_files=False),
+    }
+    with pytest.warns(ConfigWarning, match="ignored") as caught:
+        readers[read]()
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_the_negative_prompt_of_the_samples_is_the_public_one():
+    assert make_config(VALID).validation.negative_prompt == NEGATIVE_PROMPT
 
 
 # --- anything at all
