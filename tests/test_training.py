@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import SAMPLES, TARGETS, configure, make_place, make_trainer, names, same, train, trained
+from tiny_runs import CONTEXT, SAMPLES, SIZE, TARGETS, configure, make_place, make_trainer, names, same, train, trained
 
 from ltx_nb.config import load_config
-from ltx_nb.data.store import Manifest, Recipe, WrongCheckpointError, checkpoint_identity, collate
+from ltx_nb.data.store import DummyDataset, Manifest, Recipe, WrongCheckpointError, checkpoint_identity, collate
 from ltx_nb.latents import ConfigError, patchify_video
 from ltx_nb.loading import CheckpointError, load_embeddings_processor, load_text_encoder, load_transformer
-from ltx_nb.lora import fuse_lora, read_lora
+from ltx_nb.lora import export_lora, fuse_lora, read_lora
 from ltx_nb.model.text import caption_record
 from ltx_nb.strategies import FlexibleStrategy, ModelInputs
 from ltx_nb.training import LtxvTrainer, batch_losses, learning_rate, make_optimizer, trained_parameters
@@ -547,9 +547,24 @@ def test_a_device_that_would_not_be_used_is_refused(place, tmp_path):
 
 
 def test_unfinished_features_are_named(place, tmp_path):
-    trainer = make_trainer(place, tmp_path, acceleration__quantization="int8-quanto")
-    with pytest.raises(NotImplementedError, match="int8-quanto.*set it to null"):
-        trainer.load()
+    with pytest.raises(ConfigError, match="int8-quanto.*set it to null"):
+        make_trainer(place, tmp_path, acceleration__quantization="int8-quanto")
+
+
+def test_another_alpha_on_resume_keeps_what_was_learned(place, tmp_path):
+    first, _ = train(place, tmp_path / "one", lora__alpha=8, checkpoints__precision="float32")
+    saved = load_file(first.checkpoint)
+    second = make_trainer(
+        place, tmp_path / "two", lora__alpha=32, optimization__steps=3, model__load_checkpoint=str(first.checkpoint)
+    ).load()
+    again = export_lora(second.model, torch.float32)
+    assert all(torch.allclose(again[name], saved[name], atol=1e-6) for name in saved)
+
+
+def test_captions_of_another_width_are_refused(place, tmp_path):
+    wide = DummyDataset(**SIZE, **CONTEXT | {"context_width": 999}, dataset_length=SAMPLES).save(tmp_path / "data")
+    with pytest.raises(ValueError, match="999 wide, this checkpoint reads 128"):
+        make_trainer(place, tmp_path, data__preprocessed_data_root=wide).load()
 
 
 # samples along the way

@@ -17,8 +17,8 @@ from ltx_nb.loading import CheckpointError, load_transformer, read_header
 from ltx_nb.lora import add_lora, fuse_lora, lora_layers, save_lora
 from ltx_nb.progress import make_progress
 from ltx_nb.tiny.checkpoint import file_tensors, make_tiny_checkpoint
+from ltx_nb.config import NEGATIVE_PROMPT
 from ltx_nb.validation import (
-    NEGATIVE_PROMPT,
     Generated,
     Request,
     ValidationRunner,
@@ -83,28 +83,14 @@ def test_a_wrong_request_is_refused_before_anything_is_opened(tmp_path):
         generate(PROMPT, tmp_path / "none.safetensors", tmp_path / "none", width=33)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"validation__inference_steps": 1}, "validation sample 1: steps is 1"),
-        ({"validation__samples": [{"prompt": PROMPT}, {"prompt": " "}]}, "validation sample 2: the prompt is empty"),
-    ],
-)
-def test_wrong_samples_of_a_run_are_named(place, tmp_path, wrong, message):
-    config = configure(place, tmp_path, **{"validation__interval": 1, **wrong})
-    with pytest.raises(ValueError, match=message):
-        ValidationRunner(config, "cpu", torch.float32)
-
-
-def test_conditions_on_a_sample_are_refused_by_name(place, tmp_path):
+def test_a_sample_with_conditions_is_left_out(place, tmp_path):
     picture = Generated(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, 24.0).save(tmp_path / "first")
     samples = [
         {"prompt": PROMPT},
         {"prompt": PROMPT, "conditions": [{"type": "first_frame", "image_or_video": str(picture)}]},
     ]
     config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
-    with pytest.raises(NotImplementedError, match=r"sample 2 has conditions \(first_frame\)"):
-        ValidationRunner(config, "cpu", torch.float32)
+    assert [request.prompt for request in ValidationRunner(config, "cpu", torch.float32).requests] == [PROMPT]
 
 
 def test_the_samples_of_a_run_are_as_configured(place, tmp_path):
@@ -146,7 +132,7 @@ def test_an_older_decoder_that_adds_noise_follows_the_seed_too(place, tmp_path):
         {k: v.bfloat16() for k, v in file_tensors(header).items() if "vae" in k}, path, {"config": json.dumps(header)}
     )
     latents = {"video": torch.randn(1, 128, 2, 1, 1)}
-    frames = [decode_latents(latents, Request(PROMPT, **SMALL, seed=seed), path).frames for seed in (0, 0, 1)]
+    frames = [decode_latents([(Request(PROMPT, **SMALL, seed=seed), latents)], path)[0].frames for seed in (0, 0, 1)]
     assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 
 

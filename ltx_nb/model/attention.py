@@ -321,13 +321,12 @@ def project(
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-    if None in found or not (autocast or all(t is None or t.dtype is dtype for p in found for t in p[:4])):
+    if None in found or not (autocast or all(t is None or t.dtype is dtype for p in found for t in (p.weight, p.bias))):
         return tuple(layer(x) for layer in layers)
     weights, biases, downs, ups, scales = zip(*found)
     downs = [down for down in downs if down is not None]
     tensors = [x, torch.cat(downs) if len(downs) > 1 else downs[0], *weights, *biases, *ups]
-    if autocast:
-        tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
+    tensors = [tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors]
     return _Project.apply(tensors[0], scales, *tensors[1:])
 
 # %% ../../nbs/1_model/01_attention.ipynb #bae9ff87
