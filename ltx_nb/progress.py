@@ -505,7 +505,7 @@ def curve_svg(
     low, high = min(every), max(every)
     first, last = phase.start, max(phase.total or 0, phase.done, phase.start + 1)
     lines = []
-    for (name, (counts, values)), color in zip(found.items(), COLORS * 4):
+    for (counts, values), color in zip(found.values(), COLORS * 4):
         stride = -(-len(counts) // points)
         kept = [*range(0, len(counts) - 1, stride), len(counts) - 1]
         path = " ".join(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..loading import read_metadata
 from ..model.audio_vae import AudioDecoder, AudioEncoder
