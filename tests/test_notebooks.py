@@ -1,6 +1,7 @@
 """Every notebook is a test, one item each, by the rules of `nbdev_test`: cells flagged `eval: false`, `notest`, `slow`
 or `gpu` are skipped, `skip_exec` notebooks too."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,18 @@ def notebooks() -> list[str]:
     return sorted(str(p) for p in found if p.parts[:2] != ("nbs", "tutorials"))
 
 
+@pytest.fixture
+def quiet_for_itself():
+    "A chapter may silence a logger for its reader; the tests after it in this process must hear it again."
+    loggers = {name: logger for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    yield
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.startswith("ltx_nb"):
+            logger.setLevel(levels.get(name, logging.NOTSET))
+
+
+@pytest.mark.usefixtures("quiet_for_itself")
 @pytest.mark.parametrize("notebook", notebooks())
 def test_notebook(notebook, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
