@@ -2,6 +2,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from recorded import checksum, recipe, seeded
 
 from ltx_nb.conditions import Condition, audio_tokens, video_tokens
 from ltx_nb.generate import (
@@ -26,22 +27,6 @@ FRAME, TOKENS = H * W, F * H * W
 WIDTHS = {"2": (64, 64), "2.3": (128, 64)}  # of the contexts
 CLOSE = 1e-4  # of sums over a recorded walk
 VIDEO, AUDIO = StreamPlan("latents"), StreamPlan("audio_latents")
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def recipe(shape: tuple[int, ...], start: float) -> torch.Tensor:
-    "The input formula of the recorded checksums."
-    count = torch.Size(shape).numel()
-    return torch.sin(start + 0.61803398875 * torch.arange(count, dtype=torch.float64)).float().view(shape)
-
-
-def checksum(tensor: torch.Tensor) -> tuple[float, float, float]:
-    flat = tensor.double().flatten()
-    weights = (torch.arange(len(flat)) * 7919 % 1000) / 1000
-    return flat.sum().item(), (flat * weights.double()).sum().item(), flat.norm().item()
 
 
 def recipe_streams(audio_generated: bool = True):

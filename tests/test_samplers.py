@@ -1,5 +1,6 @@
 import pytest
 import torch
+from recorded import checksum, recipe, seeded
 
 from ltx_nb.samplers import (
     DISTILLED_SIGMAS,
@@ -38,22 +39,6 @@ DRAWN = {  # tokens -> eight levels of the public sampler, seed 0
 }
 STATISTICS = {4096: (0.7419, 0.2553, 0.8111, 0.9694), 1024: (0.6250, 0.1670, 0.6676, 0.9366)}  # mean; 5, 50, 95 %
 DIGITS = 1.1e-6  # the recorded values have six
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def recipe(shape: tuple[int, ...], start: float) -> torch.Tensor:
-    "The input formula of the recorded checksums."
-    count = torch.Size(shape).numel()
-    return torch.sin(start + 0.61803398875 * torch.arange(count, dtype=torch.float64)).float().view(shape)
-
-
-def checksum(tensor: torch.Tensor) -> tuple[float, float, float]:
-    flat = tensor.double().flatten()
-    weights = (torch.arange(len(flat)) * 7919 % 1000) / 1000
-    return flat.sum().item(), (flat * weights.double()).sum().item(), flat.norm().item()
 
 
 def assert_levels(found: torch.Tensor, expected: list[float]):

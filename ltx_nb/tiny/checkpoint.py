@@ -11,7 +11,6 @@ __all__ = ['HEADS', 'HEAD_DIM', 'AUDIO_HEAD_DIM', 'BLOCKS', 'GEMMA_WIDTH', 'GEMM
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.store import atomic_path
 from ..loading import read_metadata
 from ..model.audio_vae import AudioDecoder, AudioEncoder
 from ..model.text import EmbeddingsProcessor
@@ -211,10 +211,6 @@ def make_tiny_checkpoint(
     if paths.model.exists() and read_metadata(paths.model) == metadata:
         return paths
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in file_tensors(header, seed).items()}
-    unfinished = folder / f".{paths.model.name}.{os.getpid()}"
-    try:
+    with atomic_path(paths.model) as unfinished:
         save_file(tensors, unfinished, metadata)
-        unfinished.replace(paths.model)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return paths
