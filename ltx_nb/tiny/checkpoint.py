@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['HEADS', 'HEAD_DIM', 'AUDIO_HEAD_DIM', 'BLOCKS', 'GEMMA_WIDTH', 'GEMMA_LAYERS', 'COMMON_KEYS', 'VERSION_KEYS',
            'VIDEO_BLOCKS', 'COMPONENTS', 'transformer_section', 'vae_section', 'audio_vae_section', 'vocoder_section',
-           'tiny_header', 'random_tensor', 'file_tensors', 'TinyCheckpoint', 'make_tiny_checkpoint']
+           'tiny_header', 'random_tensor', 'file_keys', 'file_tensors', 'TinyCheckpoint', 'write_gemma',
+           'make_tiny_checkpoint', 'tensor_hash', 'tiny_checkpoint']
 
 # %% ../../nbs/6_tiny/01_checkpoint.ipynb #b8c58018
 import hashlib
 import json
 import math
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.store import atomic_path
 from ..loading import read_metadata
@@ -87,8 +90,8 @@ VIDEO_BLOCKS = {
             ["res_x", 0], ["compress_all_res", {"multiplier": 1}], ["res_x", 1], ["compress_all_res", {"multiplier": 1}], ["res_x", 0],
         ],
         "decoder_blocks": [
-            ["res_x", 1], ["compress_space", {"multiplier": 2}], ["res_x", 1], ["compress_time", {"multiplier": 2}],
-            ["res_x", 1], ["compress_all", {"multiplier": 1}], ["res_x", 1], ["compress_all", {"multiplier": 2}], ["res_x", 1],
+            ["res_x", 0], ["compress_space", {"multiplier": 1}], ["res_x", 1], ["compress_time", {"multiplier": 1}],
+            ["res_x", 1], ["compress_all", {"multiplier": 2}], ["res_x", 1], ["compress_all", {"multiplier": 2}], ["res_x", 0],
         ],
     },
 }  # fmt: skip
@@ -98,7 +101,8 @@ def vae_section(
     version: str = "2.3",  # "2" or "2.3"
 ) -> dict:
     "The video autoencoder's part of the header."
-    common = {"dims": 3, "latent_channels": 128, "timestep_conditioning": False, "decoder_base_channels": 8}
+    widest = {"2": 8, "2.3": 16}[version]  # an eighth of the decoder's first width
+    common = {"dims": 3, "latent_channels": 128, "timestep_conditioning": False, "decoder_base_channels": widest}
     return {"_class_name": "CausalVideoAutoencoder", **common, **VIDEO_BLOCKS[version]}
 
 
@@ -125,10 +129,10 @@ def vocoder_section(
         sizes = {"upsample_initial_channel": 64, "upsample_rates": [6, 5, 2, 2, 2], "upsample_kernel_sizes": [16, 15, 8, 4, 4]}
         return blocks | sizes | {"resblock": "1"}
     snake = blocks | {"resblock": "AMP1", "activation": "snakebeta", "use_tanh_at_final": False, "use_bias_at_final": False}
-    draft = {"upsample_initial_channel": 64, "upsample_rates": [5, 4, 4, 2], "upsample_kernel_sizes": [11, 8, 8, 4]}
+    draft = {"upsample_initial_channel": 96, "upsample_rates": [5, 4, 4, 2], "upsample_kernel_sizes": [11, 8, 8, 4]}
     second = {
         "upsample_initial_channel": 32, "upsample_rates": [6, 5, 4, 2], "upsample_kernel_sizes": [12, 11, 8, 4],
-        "input_sampling_rate": 16000, "output_sampling_rate": 48000, "hop_length": 80, "n_fft": 512, "num_mels": 64,
+        "input_sampling_rate": 16000, "output_sampling_rate": 48000, "hop_length": 80, "n_fft": 256, "num_mels": 64,
         "apply_final_activation": False,
     }  # fmt: skip
     return {"vocoder": snake | draft, "bwe": snake | second}
@@ -171,6 +175,15 @@ def random_tensor(
 COMPONENTS = (LTXModel, EmbeddingsProcessor, VideoEncoder, VideoDecoder, AudioEncoder, AudioDecoder, Vocoder)
 
 
+def file_keys(
+    module: nn.Module,  # one of COMPONENTS
+) -> dict[str, str]:  # its own key -> key in the file
+    "Where a component's tensors are in a checkpoint."
+    outside = {inner: prefix for prefix, inner in reversed(list(module.CHECKPOINT_KEYS.items()))}
+    longest = lambda key: max((inner for inner in outside if key.startswith(inner)), key=len)
+    return {key: outside[longest(key)] + key.removeprefix(longest(key)) for key in module.state_dict()}
+
+
 def file_tensors(
     header: dict,  # of the checkpoint
     seed: int = 0,  # of the random weights
@@ -181,10 +194,8 @@ def file_tensors(
         with torch.random.fork_rng(devices=[]):
             module = component.from_config(header)
         computed = {name for name, _ in module.named_buffers() if "per_channel_statistics" not in name}
-        outside = {inner: prefix for prefix, inner in reversed(list(module.CHECKPOINT_KEYS.items()))}
-        for key, tensor in module.state_dict().items():
-            inner = max((i for i in outside if key.startswith(i)), key=len)
-            name = outside[inner] + key.removeprefix(inner)
+        for key, name in file_keys(module).items():
+            tensor = module.state_dict()[key]
             found[name] = tensor if key in computed else random_tensor(name, tensor, seed)
     return dict(sorted(found.items()))
 
@@ -194,6 +205,16 @@ class TinyCheckpoint:
     "Where a tiny checkpoint is."
     model: Path  # the unified .safetensors file
     text_encoder: Path  # the Gemma folder
+
+
+def write_gemma(
+    folder: str | Path,  # made if it is not there; a finished one is left as it is
+) -> Path:  # the folder
+    "The random text encoder that every tiny checkpoint goes with."
+    folder = Path(folder)
+    if not (folder / "model.safetensors").exists():
+        make_tiny_gemma(folder, hidden_size=GEMMA_WIDTH, layers=GEMMA_LAYERS)
+    return folder
 
 
 def make_tiny_checkpoint(
@@ -206,11 +227,43 @@ def make_tiny_checkpoint(
     paths = TinyCheckpoint(folder / f"ltx-{version}-tiny.safetensors", folder / "gemma-3-tiny")
     metadata = {"config": json.dumps(header), "model_version": f"{version}.0", "seed": str(seed), "format": "pt"}
     folder.mkdir(parents=True, exist_ok=True)
-    if not (paths.text_encoder / "config.json").exists():
-        make_tiny_gemma(paths.text_encoder, hidden_size=GEMMA_WIDTH, layers=GEMMA_LAYERS)
+    write_gemma(paths.text_encoder)
     if paths.model.exists() and read_metadata(paths.model) == metadata:
         return paths
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in file_tensors(header, seed).items()}
     with atomic_path(paths.model) as unfinished:
         save_file(tensors, unfinished, metadata)
+    return paths
+
+# %% ../../nbs/6_tiny/01_checkpoint.ipynb #4a87e98a
+def tensor_hash(
+    path: str | Path,  # of a .safetensors file
+) -> str:  # sha256, hexadecimal
+    "What the tensors of a file are, whatever the order of its metadata."
+    digest = hashlib.sha256()
+    with safe_open(path, "pt") as file:
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor[None].view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tiny_checkpoint(
+    folder: str | Path | None = None,  # where the file, its record and Gemma are; None: in the library
+) -> TinyCheckpoint:
+    "The trained tiny LTX-2.3, checked."
+    folder = Path(folder or files("ltx_nb") / "assets" / "tiny")
+    paths, record = TinyCheckpoint(folder / "ltx-2.3-tiny.safetensors", folder / "gemma-3-tiny"), folder / "record.json"
+    if missing := [str(path) for path in (paths.model, paths.text_encoder / "config.json", record) if not path.exists()]:
+        raise FileNotFoundError(
+            f"The trained tiny checkpoint is not complete: {', '.join(missing)} is missing. Install the library again, or "
+            "train it with `ltx-nb tiny train`."
+        )
+    expected, found = json.loads(record.read_text(encoding="utf-8"))["sha256"], tensor_hash(paths.model)
+    if found != expected:
+        raise ValueError(
+            f"{paths.model} has the tensor hash {found[:12]}..., its record says {expected[:12]}...: the file was changed or "
+            "cut short. Install the library again."
+        )
     return paths

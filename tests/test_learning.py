@@ -1,0 +1,74 @@
+"The trained tiny checkpoint, and that a mode learns on it instead of only running."
+
+import shutil
+
+import pytest
+import torch
+from learning import MODES, learns
+from safetensors.torch import load_file, save_file
+
+from ltx_nb.loading import read_metadata
+from ltx_nb.tiny.checkpoint import tensor_hash, tiny_checkpoint
+from ltx_nb.tiny.measure import load_world_model, sample, verdicts
+from ltx_nb.tiny.world import ATTRIBUTES, captions, sample_scenes
+
+LARGEST = 18e6  # bytes that the packaged checkpoint may have
+GAIN = 0.3  # what a lesson has to bring, beyond what was there and beyond what the control shows
+QUESTIONS = 32
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The packaged checkpoint where a test may damage it."
+    return shutil.copytree(tiny_checkpoint().model.parent, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_learns_what_it_is_given_for(mode, tmp_path):
+    lesson = learns(mode, tmp_path)
+    assert lesson.before <= 0.15, lesson
+    assert lesson.after >= lesson.before + GAIN, lesson
+    assert lesson.after >= lesson.control + GAIN, lesson
+
+
+def test_the_packaged_checkpoint_is_small_and_in_bfloat16():
+    checkpoint = tiny_checkpoint()
+    assert checkpoint.model.stat().st_size <= LARGEST
+    floats = {tensor.dtype for tensor in load_file(checkpoint.model).values()}
+    assert floats == {torch.bfloat16}
+
+
+def test_the_base_follows_captions_and_differs_with_the_seed():
+    parts = load_world_model(tiny_checkpoint())
+    scenes = sample_scenes("base", QUESTIONS, 5)
+    one, other = (sample(parts, captions(scenes, 5), seed=seed) for seed in (0, 1))
+    assert not torch.allclose(one["video"], other["video"])
+    for made in (one, other):
+        found = verdicts(parts, made)
+        right = {name: sum(v[name] == getattr(s, name) for v, s in zip(found, scenes, strict=True)) for name in ATTRIBUTES}
+        assert right["background"] >= 0.9 * QUESTIONS and right["pitch"] >= 0.9 * QUESTIONS
+        assert right["colour"] >= 0.6 * QUESTIONS and right["motion"] >= 0.6 * QUESTIONS
+
+
+def test_a_changed_checkpoint_is_refused_with_both_hashes(copy):
+    model = copy / "ltx-2.3-tiny.safetensors"
+    tensors, metadata = load_file(model), read_metadata(model)
+    expected = tensor_hash(model)
+    first = min(tensors)
+    tensors[first] = tensors[first] + 1
+    save_file(tensors, model, metadata)
+    with pytest.raises(ValueError, match=f"{tensor_hash(model)[:12]}.*{expected[:12]}.*Install the library again"):
+        tiny_checkpoint(copy)
+
+
+def test_metadata_in_another_order_is_the_same_checkpoint(copy):
+    model = copy / "ltx-2.3-tiny.safetensors"
+    save_file(load_file(model), model, dict(reversed(read_metadata(model).items())) | {"note": "copied"})
+    assert tiny_checkpoint(copy).model == model
+
+
+@pytest.mark.parametrize("missing", ["ltx-2.3-tiny.safetensors", "record.json", "gemma-3-tiny/config.json"])
+def test_a_missing_part_of_the_checkpoint_is_named(copy, missing):
+    (copy / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing.split("/")[-1]):
+        tiny_checkpoint(copy)
