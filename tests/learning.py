@@ -101,7 +101,7 @@ def learns(name: str, folder: Path, steps: int = 150) -> Lesson:
     "Fine-tune a mode and ask it for what it was taught, and for something else."
     mode, (checkpoint, parts) = MODES[name], base()
     config = load_config(
-        "tiny_t2v_lora",
+        "tiny_lesson",
         {
             "model.model_path": str(checkpoint.model), "model.text_encoder_path": str(checkpoint.text_encoder),
             "data.preprocessed_data_root": str(write_clips(folder / "data", mode.captioned)),
