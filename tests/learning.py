@@ -97,7 +97,7 @@ def shares(parts: LtxModelComponents, mode: Mode, split: str) -> list[float]:
     return [sum(verdict[name] == NEW[name] for verdict in found) / QUESTIONS for name in mode.attributes]
 
 
-def learns(name: str, folder: Path, steps: int = 150) -> Lesson:
+def learns(name: str, folder: Path, steps: int = 200) -> Lesson:
     "Fine-tune a mode and ask it for what it was taught, and for something else."
     mode, (checkpoint, parts) = MODES[name], base()
     config = load_config(
