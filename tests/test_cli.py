@@ -18,10 +18,11 @@ from ltx_nb.config import example_configs, load_config
 from ltx_nb.data.clips import example_clips
 from ltx_nb.data.media import probe
 from ltx_nb.lora import read_lora
+from ltx_nb.tiny.checkpoint import tiny_checkpoint
 from ltx_nb.tiny.text import make_tiny_gemma
 
 SMALL = ["--width", "32", "--height", "32", "--frames", "9", "--steps", "2", "--no-guidance"]
-COMMANDS = ("prepare", "train", "generate", "config", "demo")
+COMMANDS = ("prepare", "train", "generate", "config", "tiny", "demo")
 QUICK = 2.0  # seconds of work for a help text; with torch it would be several times that
 
 
@@ -441,3 +442,33 @@ def test_an_interrupt_ends_with_the_usual_code(capsys, monkeypatch):
     monkeypatch.setattr("ltx_nb.config.example_configs", press)
     code, out, err = call(capsys, "config", "list")
     assert code == 130 and "Traceback" not in err
+
+
+# the trained tiny model
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size", "said"),
+    [
+        ("the red ball rising at night", ["64", "64", "17", "12"], []),
+        ("the orange ball rising at night", ["64", "64", "17", "12"], []),  # a word that a LoRA teaches
+        ("the red rabbit rising at night", ["64", "64", "17", "12"], ["does not know 'rabbit'", "words_of()"]),
+        ("the red ball rising at night", ["32", "32", "9", "24"], ["64x64, 17 frames at 12 fps", "32x32, 9 frames at 24 fps"]),
+    ],
+)
+def test_the_tiny_model_says_what_is_not_in_its_world(capsys, tmp_path, prompt, size, said):
+    tiny = tiny_checkpoint()
+    options = zip(("--width", "--height", "--frames", "--fps"), size, strict=True)
+    ask = ["--model", tiny.model, "--text-encoder", tiny.text_encoder, "--steps", "2", "--no-guidance", "--progress", "none"]
+    code, _, err = call(capsys, "generate", prompt, *ask, *(o for pair in options for o in pair), "-o", tmp_path / "clip.mp4")
+    assert code == 0 and probe(tmp_path / "clip.mp4").frames == int(size[2])
+    assert all(part in err for part in said) and ("note:" in err) == bool(said)
+
+
+def test_an_unknown_stage_of_the_recipe_is_one_sentence(capsys, tmp_path):
+    one_sentence(*call(capsys, "tiny", "train", "-o", tmp_path / "r", "--stage", "decoder", "--progress", "none"), ["decoder", "vocoder"])
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_without_a_checkpoint_cannot_be_measured(capsys, tmp_path):
+    one_sentence(*call(capsys, "tiny", "measure", tmp_path), ["ltx-2.3-tiny.safetensors", "ltx-nb tiny train"])
