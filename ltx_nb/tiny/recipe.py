@@ -9,7 +9,6 @@ __all__ = ['TASKS', 'BASE_STAGE', 'COPIES', 'GATES', 'STAGES', 'WIDE_CLIPS', 'BA
 
 # %% ../../nbs/6_tiny/05_recipe.ipynb #4398278b
 import datetime
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -353,7 +352,7 @@ def write_record(
 ) -> dict:  # what was written
     "What the file was made with, and how it went."
     made = {
-        "sha256": found, "date": datetime.date.today().isoformat(), "command": "ltx-nb tiny train --stage all",
+        "sha256": found, "date": datetime.date.today().isoformat(), "how": "ltx-nb tiny train, all stages",
         "versions": {"python": platform.python_version(), **{name: version(name) for name in ("torch", "safetensors", "transformers")}},
         "cpu_minutes": {name: round(log[-1]["cpu_seconds"] / 60, 1) for name, log in logs.items()},
         "curves": {name: thin(log) for name, log in logs.items()},
