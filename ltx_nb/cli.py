@@ -193,7 +193,7 @@ def mind_the_world(
     "The tiny model only knows its own world: a note where a request leaves it."
     from ltx_nb.loading import read_metadata
 
-    if "world" not in read_metadata(model):
+    if not Path(model).is_file() or "world" not in read_metadata(model):  # whoever loads it says what is wrong with it
         return
     from ltx_nb.tiny.world import NEW_COLOURS, TINY, check_caption
 

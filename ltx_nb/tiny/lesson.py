@@ -21,7 +21,7 @@ from .recipe import Latents, encode_scenes
 from .world import NEW_COLOURS, TINY, captions, sample_scenes, write_dataset
 
 # %% ../../nbs/6_tiny/07_lesson.ipynb #17d758ea
-NEW, REMINDERS = 36, 36  # clips
+NEW, REMINDERS = 72, 36  # clips
 
 
 def write_lesson(
