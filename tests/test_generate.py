@@ -146,7 +146,7 @@ def test_only_calls_that_have_weight_are_made(scales, plan, names):
     guidance, record = Guidance(**scales), make_record()
     assert [call.name for call in guidance_passes(guidance, read_streams(plan, record))] == names
     model = Toy()
-    generate_latents(model, record, make_prompt(), plan, sigmas=(1.0, 0.5, 0.0), guidance=guidance)
+    generate_latents(model, record, make_prompt(), plan, sigmas=(1.0, 0.5, 0.0), guidance=guidance, together=False)
     assert len(model.calls) == 2 * (1 + len(names))
     together = Toy()
     generate_latents(together, record, make_prompt(), plan, sigmas=(1.0, 0.5, 0.0), guidance=guidance, together=True)
@@ -156,7 +156,7 @@ def test_only_calls_that_have_weight_are_made(scales, plan, names):
 def test_each_call_takes_away_its_own():
     model, prompt = Toy(), make_prompt()
     guidance = Guidance(audio_stg_scale=0.0)
-    generate_latents(model, make_record(), prompt, sigmas=(1.0, 0.0), guidance=guidance)
+    generate_latents(model, make_record(), prompt, sigmas=(1.0, 0.0), guidance=guidance, together=False)
     plain, negative, perturbed, isolated = model.calls
     for call, video, audio in (
         (plain, prompt.video_context, prompt.audio_context),
@@ -200,7 +200,7 @@ def test_a_prompt_that_is_needed_and_missing_is_named(lack, said):
 def test_a_frozen_stream_needs_no_negative_prompt():
     plan, prompt = Plan(VIDEO, replace(AUDIO, is_generated=False)), replace(make_prompt(), negative_audio_context=None)
     model = Toy()
-    generate_latents(model, make_record(), prompt, plan, sigmas=(1.0, 0.0), guidance=Guidance())
+    generate_latents(model, make_record(), prompt, plan, sigmas=(1.0, 0.0), guidance=Guidance(), together=False)
     assert torch.equal(model.calls[1]["audio"].context, prompt.audio_context)
 
 
@@ -214,6 +214,14 @@ def test_predictions_are_made_from_float32_tokens():
 
 
 # ---- the walk
+
+
+@pytest.mark.parametrize(("size", "calls"), [((32, 32, 9), 2), ((512, 320, 57), 8)])
+def test_calls_of_small_clips_are_made_together_unless_told_otherwise(size, calls):
+    "W44: four calls a step one after the other, even where one larger batch has room."
+    model, record = Toy(), blank_record(*size, 24.0)
+    generate_latents(model, record, make_prompt(), sigmas=(1.0, 0.5, 0.0), guidance=Guidance())
+    assert len(model.calls) == calls
 
 
 @pytest.mark.parametrize("version", WIDTHS)
