@@ -4,25 +4,31 @@
 
 # %% auto #0
 __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability', 'Region', 'Folder', 'ConditionConfig',
-           'Strategy', 'ValidationCondition', 'Dimensions', 'NEGATIVE_PROMPT', 'RULES', 'OFFICIAL_BLOCKS', 'FILE_RULES',
-           'ConfigWarning', 'Section', 'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted',
-           'models_in', 'tag_of', 'walk', 'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule',
-           'CosineRestartsSchedule', 'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps',
-           'ShiftedLogitNormalTimesteps', 'typed_params', 'OptimizationConfig', 'FlowMatchingConfig', 'bare_word',
-           'AccelerationConfig', 'DataConfig', 'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region',
-           'FirstFrameCondition', 'PrefixCondition', 'SuffixCondition', 'SpatialCropCondition', 'MaskCondition',
-           'ReferenceCondition', 'ModalityConfig', 'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig',
-           'VideoToVideoConfig', 'old_video', 'translate', 'strategy_name', 'ValidationFirstFrame', 'OneMedium',
-           'Window', 'ValidationPrefix', 'ValidationSuffix', 'ValidationSpatialCrop', 'ValidationMask',
-           'ValidationReference', 'VideoToAudio', 'AudioToVideo', 'stream_of', 'filled_text', 'ValidationSample',
-           'migrate_guidance', 'migrate_samples', 'ValidationConfig', 'idle_targets', 'kept_samples',
-           'adapter_is_described', 'adapter_meets_a_stream', 'prompts_can_be_encoded', 'warmup_ends',
-           'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig', 'resolve_data_root', 'few',
-           'dataset_is_complete', 'header_of', 'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists',
-           'sizes_fit_the_grid', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
-           'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
-           'example_configs', 'config_text', 'load_config', 'save_config', 'check_files', 'mode_name', 'stream_line',
-           'size_line', 'every', 'noise_line', 'plan_rows', 'plan_notes', 'Plan', 'show']
+           'Strategy', 'ValidationCondition', 'Size', 'Dimensions', 'NEGATIVE_PROMPT', 'STREAM_MODULES', 'BETWEEN',
+           'RULES', 'MEDIA_FIELDS', 'OFFICIAL_BLOCKS', 'FILE_RULES', 'MODES', 'KINDS', 'ConfigWarning', 'Section',
+           'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted', 'models_in', 'tag_of', 'walk',
+           'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule', 'CosineRestartsSchedule',
+           'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps', 'ShiftedLogitNormalTimesteps', 'typed_params',
+           'OptimizationConfig', 'FlowMatchingConfig', 'bare_word', 'AccelerationConfig', 'DataConfig',
+           'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region', 'FirstFrameCondition', 'PrefixCondition',
+           'SuffixCondition', 'SpatialCropCondition', 'MaskCondition', 'ReferenceCondition', 'ModalityConfig',
+           'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig', 'VideoToVideoConfig', 'old_video', 'as_written',
+           'translate', 'strategy_name', 'ValidationFirstFrame', 'OneMedium', 'Window', 'ValidationPrefix',
+           'ValidationSuffix', 'ValidationSpatialCrop', 'ValidationMask', 'ValidationReference', 'VideoToAudio',
+           'AudioToVideo', 'stream_of', 'filled_text', 'ValidationSample', 'migrate_guidance', 'migrate_samples',
+           'ValidationConfig', 'targets_in', 'wide_targets', 'idle_targets', 'kept_samples', 'conditions_of',
+           'adapter_is_described', 'adapter_meets_a_stream', 'prompts_can_be_encoded', 'empty_caption_can_be_encoded',
+           'samples_make_something', 'warmup_ends', 'not_in_this_version', 'apply_rules', 'filled_sections',
+           'LtxTrainerConfig', 'resolve_data_root', 'few', 'records_in', 'dataset_is_complete', 'something_to_train_on',
+           'header_of', 'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists', 'factors_of',
+           'sizes_fit_the_grid', 'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells',
+           'crops_of', 'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
+           'media_of', 'samples_have_their_files', 'media_hold_what_is_asked', 'skipped_blocks_exist',
+           'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config', 'ConfigLoader',
+           'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'config_text', 'load_config',
+           'save_config', 'check_files', 'mode_name', 'condition_words', 'stream_line', 'size_line', 'every',
+           'noise_line', 'sample_words', 'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes',
+           'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -361,6 +367,7 @@ class DataConfig(Section):
 
     preprocessed_data_root: LocalPath  # what `ltx-nb prepare` wrote, or the folder that holds it as `.precomputed`
     num_dataloader_workers: int = Field(2, ge=0)  # loader processes; 0 loads in the training process
+    held_out: int = Field(0, ge=0)  # clips kept out of training; their loss is measured at every validation
 
 
 class CheckpointsConfig(Section):
@@ -472,11 +479,15 @@ class ModalityConfig(Section):
     is_generated: bool  # learnt, or given clean
     latents_dir: Folder  # folder of its latents inside the dataset
     conditions: list[ConditionConfig] = []  # what is given of it
+    loss_weight: float = Field(1.0, ge=0)  # what its loss is multiplied by in the sum; 0 leaves it out
 
-    def folders(self) -> list[tuple[str, str]]:
-        "Folders that its conditions read, each with the kind of condition."
-        named = [(getattr(c, "mask_dir", None) or getattr(c, "latents_dir", None), c.type) for c in self.conditions]
-        return [(folder, kind) for folder, kind in named if folder]
+    def folders(self, stream: str) -> Iterator[tuple[str, str, str]]:
+        "What it reads: the field that says so, the folder, what its records hold."
+        yield f"{stream}.latents_dir", self.latents_dir, f"{stream} latents"
+        for i, c in enumerate(self.conditions):
+            for field, holds in ("mask_dir", "masks"), ("latents_dir", "latents"):
+                if folder := getattr(c, field, None):
+                    yield f"{stream}.conditions.{i}.{field}", folder, f"{stream} {holds}"
 
 
 class FlexibleStrategyConfig(Section):
@@ -485,6 +496,7 @@ class FlexibleStrategyConfig(Section):
     name: Literal["flexible"] = "flexible"
     video: ModalityConfig | None = None  # the video stream, or none
     audio: ModalityConfig | None = None  # the audio stream, or none
+    caption_dropout: Probability = 0.0  # share of the samples that are shown an empty caption in place of their own
 
     def get_data_sources(self) -> dict[str, str]:  # folder inside the dataset -> key in the batch: the same
         "Every folder that this strategy reads. Dataset wiring and file checks both ask here."
@@ -494,9 +506,8 @@ class FlexibleStrategyConfig(Section):
         "What the folders hold: a reference may share the folder of its target, captions and masks share none."
         found = {"conditions": {"captions"}}
         for stream, block in self.streams().items():
-            found.setdefault(block.latents_dir, set()).add(f"{stream} latents")
-            for folder, kind in block.folders():
-                found.setdefault(folder, set()).add(f"{stream} {'masks' if kind == 'mask' else 'latents'}")
+            for _, folder, holds in block.folders(stream):
+                found.setdefault(folder, set()).add(holds)
         return found
 
     def streams(self) -> dict[str, ModalityConfig]:
@@ -505,8 +516,11 @@ class FlexibleStrategyConfig(Section):
 
     @model_validator(mode="after")
     def trainable(self):
-        if not any(block.is_generated for block in self.streams().values()):
+        made = [block for block in self.streams().values() if block.is_generated]
+        if not made:
             raise ValueError("nothing is generated: set is_generated: true on video, on audio, or on both")
+        if not any(block.loss_weight for block in made):
+            raise ValueError("loss_weight is 0 on all that is generated: nothing would be learnt")
         if self.audio and (wrong := {c.type for c in self.audio.conditions} & {"first_frame", "spatial_crop"}):
             raise ValueError(
                 f"audio cannot take {' or '.join(sorted(wrong))}; it takes prefix, suffix, mask and reference"
@@ -566,7 +580,14 @@ def old_video(
     "The video block that both old strategies share."
     first = [{"type": "first_frame", "probability": first_frame}] if first_frame else []
     video = {"is_generated": True, "latents_dir": "latents", "conditions": conditions + first}
-    return FlexibleStrategyConfig.model_validate({"video": video, "audio": audio})
+    return FlexibleStrategyConfig.model_validate({"name": "flexible", "video": video, "audio": audio})
+
+
+def as_written(
+    strategy: FlexibleStrategyConfig,  # as it was read or translated
+) -> dict:
+    "Plain data without the defaults that nobody wrote."
+    return strategy.model_dump(mode="json", exclude_none=True, exclude_unset=True)
 
 # %% ../nbs/5_training/00_config.ipynb #6a4c226d
 def translate(
@@ -576,7 +597,7 @@ def translate(
     if isinstance(strategy, FlexibleStrategyConfig):
         return strategy
     flexible = strategy.to_flexible()
-    block = {"training_strategy": flexible.model_dump(mode="json", exclude_none=True)}
+    block = {"training_strategy": as_written(flexible)}
     both = " Video and audio now draw separate noise levels." if flexible.audio else ""
     warn(
         f"training_strategy {strategy.name} is deprecated (and is what a file without a strategy means); it was "
@@ -645,6 +666,7 @@ class Window(OneMedium):
 
     num_frames: int | None = Field(None, ge=1)  # frames of the video; None is all
     duration: float | None = Field(None, gt=0)  # seconds of the sound; None is all
+    start: float = Field(0.0, ge=0)  # seconds into the file, where reading begins
 
     @model_validator(mode="after")
     def own_unit(self):
@@ -727,7 +749,8 @@ def stream_of(
     return "audio" if getattr(condition, "audio", None) else "video"
 
 # %% ../nbs/5_training/00_config.ipynb #fb954d0f
-Dimensions = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Dimensions = tuple[Size, Size, Size]
 
 
 def filled_text(
@@ -759,6 +782,9 @@ class ValidationSample(Section):
             if frozen in kinds and len(others) > 1:
                 extra = ", ".join(t for t in others if t != frozen) or "the second one"
                 raise ValueError(f"{frozen} gives all of the {stream}; remove {extra}")
+        places = [(c.type, stream_of(c)) for c in self.conditions if c.type in ("first_frame", "prefix", "suffix")]
+        if twice := {place for place in places if places.count(place) > 1}:
+            raise ValueError("; ".join(f"two conditions give the {kind} of the {s}, keep one" for kind, s in sorted(twice)))
         return self
 
 # %% ../nbs/5_training/00_config.ipynb #062d0f7e
@@ -874,24 +900,52 @@ class ValidationConfig(Section):
         return self
 
 # %% ../nbs/5_training/00_config.ipynb #9276005a
+STREAM_MODULES = {  # what writes into a stream; `audio_to_video_attn` is how the video listens
+    "video": r"attn\d|ff|audio_to_video_attn",
+    "audio": r"audio_attn\d|audio_ff|video_to_audio_attn",
+}
+BETWEEN = r"audio_to_video_attn|video_to_audio_attn"  # only called where both streams are there
+
+
+def targets_in(
+    lora: LoraConfig,  # the adapter
+    modules: str,  # names of modules, as a regular expression
+) -> list[str]:
+    "Targets that name one of these modules."
+    return [target for target in lora.target_modules if re.search(rf"(^|\.)({modules})(\.|$)", target)]
+
+
+def wide_targets(
+    lora: LoraConfig,  # the adapter
+) -> list[str]:
+    "Targets such as `to_k` that match modules of both streams."
+    named = targets_in(lora, "|".join(STREAM_MODULES.values()))
+    return [target for target in lora.target_modules if target not in named]
+
+
 def idle_targets(
     lora: LoraConfig,  # the adapter
     strategy: FlexibleStrategyConfig,  # what is trained
 ) -> list[str]:  # targets that only match modules of a stream that is absent
     "Targets that name a stream which the strategy does not have."
-    cross = r"(audio_to_video_attn|video_to_audio_attn)\b"
-    own = {"audio": rf"(audio_attn\d|audio_ff|{cross})", "video": rf"(attn\d|ff\.|{cross})"}
-    absent = [pattern for stream, pattern in own.items() if stream not in strategy.streams()]
-    return [
-        target for target in lora.target_modules if any(re.search(rf"(^|\.){pattern}", target) for pattern in absent)
-    ]
+    absent = [modules for stream, modules in STREAM_MODULES.items() if stream not in strategy.streams()]
+    return targets_in(lora, "|".join([*absent, BETWEEN])) if absent else []
 
 # %% ../nbs/5_training/00_config.ipynb #1722648e
 def kept_samples(
     validation: ValidationConfig,  # as read
 ) -> dict[int, ValidationSample]:  # position -> sample; empty where the run never validates
-    "The samples that this version generates: those without conditions."
-    return {i: s for i, s in enumerate(validation.samples) if not s.conditions} if validation.interval else {}
+    "The samples that the run generates."
+    return dict(enumerate(validation.samples)) if validation.interval else {}
+
+
+def conditions_of(
+    validation: ValidationConfig,  # as read
+) -> Iterator[tuple[str, tuple[int, int, int], Section]]:  # dotted path, the sample's (width, height, frames), condition
+    "Every condition of every sample that is generated."
+    for i, sample in kept_samples(validation).items():
+        for j, condition in enumerate(sample.conditions):
+            yield f"validation.samples.{i}.conditions.{j}", sample.video_dims or validation.video_dims, condition
 
 # %% ../nbs/5_training/00_config.ipynb #cd5acdc4
 def adapter_is_described(model: ModelConfig, lora: LoraConfig | None) -> Iterator[str]:
@@ -919,6 +973,23 @@ def prompts_can_be_encoded(model: ModelConfig, validation: ValidationConfig) -> 
             "model.text_encoder_path: missing, but validation has samples whose prompts must be encoded; give the "
             "Gemma folder, or set validation.interval: null"
         )
+
+
+def empty_caption_can_be_encoded(model: ModelConfig, training_strategy: FlexibleStrategyConfig) -> Iterator[str]:
+    if training_strategy.caption_dropout and model.text_encoder_path is None:
+        yield (
+            f"training_strategy.caption_dropout: given {training_strategy.caption_dropout:g}, but there is nothing to encode "
+            "the empty caption with; give the Gemma folder as model.text_encoder_path, or set it to 0"
+        )
+
+
+def samples_make_something(validation: ValidationConfig) -> Iterator[str]:
+    made = {"video": validation.generate_video, "audio": validation.generate_audio}
+    for path, _, condition in conditions_of(validation):
+        target = {"video_to_audio": "audio", "audio_to_video": "video"}.get(condition.type, stream_of(condition))
+        if not made[target]:
+            does = f"makes the {target}" if condition.type.endswith(f"_to_{target}") else f"gives a part of the {target}"
+            yield f"{path}: {condition.type} {does}, but validation.generate_{target} is false; set it to true, or remove it"
 
 
 def warmup_ends(optimization: OptimizationConfig) -> Iterator[str]:
@@ -952,7 +1023,15 @@ def not_in_this_version(
             )
 
 
-RULES = (adapter_is_described, adapter_meets_a_stream, prompts_can_be_encoded, warmup_ends, not_in_this_version)
+RULES = (
+    adapter_is_described,
+    adapter_meets_a_stream,
+    prompts_can_be_encoded,
+    empty_caption_can_be_encoded,
+    samples_make_something,
+    warmup_ends,
+    not_in_this_version,
+)
 
 
 def apply_rules(
@@ -1018,6 +1097,14 @@ def few(
     return ", ".join(names[:shown]) + (f", ... ({len(names)} in all)" if len(names) > shown else "")
 
 
+def records_in(
+    folder: Path,  # of one role; need not be there
+) -> Iterator[str]:
+    "The names of its records."
+    for _, _, names in os.walk(folder):
+        yield from (name for name in names if name.endswith((".safetensors", ".pt")) and not name.startswith("."))
+
+
 def dataset_is_complete(data: DataConfig, training_strategy: FlexibleStrategyConfig) -> Iterator[str]:
     root, where = resolve_data_root(data.preprocessed_data_root), "data.preprocessed_data_root"
     if not os.path.isdir(root):
@@ -1025,16 +1112,31 @@ def dataset_is_complete(data: DataConfig, training_strategy: FlexibleStrategyCon
         return
     there = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     found = f"; the dataset has {few(there) or 'no folders'}"  # said once
+    asked = [read for stream, block in training_strategy.streams().items() for read in block.folders(stream)]
     for folder, kinds in training_strategy.roles().items():
         place, role = root / folder, ", ".join(sorted(kinds))
+        fields = " and ".join(f"training_strategy.{field}" for field, name, _ in asked if name == folder)
         if not os.path.isdir(place):
-            yield (
-                f"{where}: folder {folder!r} ({role}) is missing: looked for {place}{found}; prepare it, or change "
-                "training_strategy"
-            )
+            change = f", or change {fields}" if fields else ""
+            yield f"{where}: folder {folder!r} ({role}) is missing: looked for {place}{found}; prepare it{change}"
             found = ""
-        elif not any(name.endswith((".safetensors", ".pt")) for _, _, names in os.walk(place) for name in names):
+        elif not next(records_in(place), None):
             yield f"{where}: folder {folder!r} ({role}) holds no records: {place}; prepare the dataset again"
+
+
+def something_to_train_on(
+    data: DataConfig, training_strategy: FlexibleStrategyConfig, optimization: OptimizationConfig
+) -> Iterator[str]:
+    if not data.held_out:
+        return
+    root = resolve_data_root(data.preprocessed_data_root)
+    clips = min(sum(1 for _ in records_in(root / folder)) for folder in training_strategy.roles())
+    left, batch = clips - data.held_out, optimization.batch_size
+    if clips and left < batch:
+        yield (
+            f"data.held_out: given {data.held_out} of {counted(clips, 'clip')}, which leaves {max(left, 0)} to train on, and a "
+            f"batch takes {batch}; hold out fewer, or prepare more clips"
+        )
 
 # %% ../nbs/5_training/00_config.ipynb #9e3eeda7
 def header_of(
@@ -1089,10 +1191,24 @@ def earlier_run_exists(model: ModelConfig) -> Iterator[str]:
         yield f"model.load_checkpoint: no such file or folder: {model.load_checkpoint}; remove the line to start afresh"
 
 # %% ../nbs/5_training/00_config.ipynb #d24dd747
-def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
-    from ltx_nb.latents import ScaleFactors, check_video_size
+def factors_of(
+    model: ModelConfig,  # where the checkpoint lies
+) -> Any:  # ScaleFactors; the usual 8, 32, 32 where the header does not say
+    "What one latent cell covers."
+    from ltx_nb.latents import ScaleFactors
 
-    factors = ScaleFactors.from_config(header_of(model.model_path))
+    try:
+        factors = ScaleFactors.from_config(header_of(model.model_path))
+        sound = all(isinstance(n, int) and n > 0 for n in (factors.time, factors.height, factors.width))
+        return factors if sound else ScaleFactors()
+    except (AttributeError, TypeError, LookupError):
+        return ScaleFactors()
+
+
+def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
+    from ltx_nb.latents import check_video_size
+
+    factors = factors_of(model)
     sizes = {"validation.video_dims": validation.video_dims}
     sizes |= {
         f"validation.samples.{i}.video_dims": s.video_dims for i, s in enumerate(validation.samples) if s.video_dims
@@ -1102,17 +1218,182 @@ def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iter
             check_video_size(*size, factors)
         except ValueError as error:
             yield f"{path}: given {list(size)}; {error}"
-    for i, sample in enumerate(validation.samples):
-        for j, condition in enumerate(sample.conditions):
-            first = {"prefix": 1, "suffix": 0}.get(condition.type)
-            frames = getattr(condition, "num_frames", None)
-            if first is not None and frames and condition.video and frames % factors.time != first:
-                low = (frames - first) // factors.time * factors.time + first
-                near = " or ".join(str(n) for n in (low, low + factors.time) if n > 0)
+    for path, _, condition in conditions_of(validation):
+        first, frames = {"prefix": 1, "suffix": 0}.get(condition.type), getattr(condition, "num_frames", None)
+        if first is not None and frames and condition.video and frames % factors.time != first % factors.time:
+            low = (frames - first) // factors.time * factors.time + first
+            near = " or ".join(str(n) for n in (low, low + factors.time) if n > 0)
+            yield (
+                f"{path}.num_frames: given {frames}; a {condition.type} has "
+                f"{factors.time}k{' + 1' if first else ''} frames (nearest: {near})"
+            )
+
+# %% ../nbs/5_training/00_config.ipynb #4a803be8
+def cells_of(
+    region: tuple[int, int, int, int],  # (y1, x1, y2, x2) in pixels
+    factors: Any,  # ScaleFactors
+) -> tuple[int, int, int, int]:  # (y1, x1, y2, x2) in cells; empty where no whole cell is inside
+    "The cells that lie wholly inside a rectangle of pixels."
+    y1, x1, y2, x2 = region
+    return -(-y1 // factors.height), -(-x1 // factors.width), y2 // factors.height, x2 // factors.width
+
+
+def crop_problem(
+    region: tuple[int, int, int, int],  # (y1, x1, y2, x2) in pixels
+    factors: Any,  # ScaleFactors
+    size: tuple[int, int] | None = None,  # (width, height) of the sample; None: not known
+) -> str | None:
+    "What is wrong with a rectangle, if anything."
+    top, left, bottom, right = cells_of(region, factors)
+    given, cell = f"given {list(region)} (y1, x1, y2, x2)", f"{factors.width}x{factors.height}"
+    if size and (region[3] > size[0] or region[2] > size[1]):
+        return f"{given}, but the sample is {size[0]} wide and {size[1]} high; keep y2 up to {size[1]} and x2 up to {size[0]}"
+    if top >= bottom or left >= right:
+        return f"{given} holds no whole cell of {cell} pixels, so nothing would be given; use multiples of {factors.height}"
+    rows, columns = (size[1] // factors.height, size[0] // factors.width) if size else (0, 0)
+    if (top, left, bottom, right) == (0, 0, rows, columns):
+        return f"{given} holds all {rows * columns} cells of {cell} pixels, so nothing is left to generate; give a smaller one"
+    return None
+
+
+def reference_problems(
+    condition: ValidationReference,  # on video
+    size: tuple[int, int, int],  # (width, height, frames) of the sample
+    factors: Any,  # ScaleFactors
+) -> Iterator[str]:  # field: what is wrong with it
+    "A reference that is made smaller or sparser has to fall on the grid again."
+    width, height, frames = size
+    space, time = condition.downscale_factor, condition.temporal_scale_factor
+    small = width / space, height / space
+    if any(pixels % step for pixels, step in zip(small, (factors.width, factors.height))):
+        w, h = factors.width * space, factors.height * space
+        yield (
+            f"downscale_factor: given {space}; a reference for {width}x{height} would be {small[0]:g}x{small[1]:g}, which is no "
+            f"multiple of {factors.height}; use a width in steps of {w} and a height in steps of {h}, or another factor"
+        )
+    if (frames - 1) % (time * factors.time):
+        yield (
+            f"temporal_scale_factor: given {time}; a reference for {frames} frames would have {(frames - 1) / time + 1:g}, which "
+            f"is not {factors.time}k + 1; use {time * factors.time}k + 1 frames, or another factor"
+        )
+
+# %% ../nbs/5_training/00_config.ipynb #5e3fc635
+def training_crops_hold_cells(model: ModelConfig, training_strategy: FlexibleStrategyConfig) -> Iterator[str]:
+    crops = list(crops_of(training_strategy))
+    factors = factors_of(model) if crops else None
+    for path, region in crops:
+        if problem := crop_problem(region, factors):
+            yield f"{path}: {problem}"
+
+
+def crops_of(
+    strategy: FlexibleStrategyConfig,  # what is given
+) -> Iterator[tuple[str, tuple[int, int, int, int]]]:  # dotted path, rectangle
+    "The rectangles of a strategy; only the video has some."
+    for i, condition in enumerate(strategy.video.conditions if strategy.video else ()):
+        if condition.type == "spatial_crop":
+            yield f"training_strategy.video.conditions.{i}.spatial_region", condition.spatial_region
+
+
+def parts_fit_the_sample(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
+    fitted = [it for it in conditions_of(validation) if it[2].type in ("spatial_crop", "reference")]
+    factors = factors_of(model) if fitted else None
+    for path, size, condition in fitted:
+        if condition.type == "spatial_crop" and (problem := crop_problem(condition.spatial_region, factors, size[:2])):
+            yield f"{path}.spatial_region: {problem}"
+        if condition.type == "reference" and condition.video and not off_grid(size, factors):
+            yield from (f"{path}.{problem}" for problem in reference_problems(condition, size, factors))
+
+
+def off_grid(
+    size: tuple[int, int, int],  # (width, height, frames)
+    factors: Any,  # ScaleFactors
+) -> bool:
+    "Whether a size does not divide into cells; it is reported elsewhere."
+    return bool(size[0] % factors.width or size[1] % factors.height or (size[2] - 1) % factors.time)
+
+
+def spans_of(
+    sample: ValidationSample,  # with its conditions
+    stream: str,  # "video" or "audio"
+    frames_a_cell: int,  # of the video
+) -> dict[str, int]:  # kind of condition -> latent frames or audio steps that it gives
+    "How long the beginnings and ends of one stream are, where the sample says so."
+    spans = {}
+    for condition in sample.conditions:
+        if condition.type in ("first_frame", "prefix", "suffix") and stream_of(condition) == stream:
+            frames = getattr(condition, "num_frames", 1) if stream == "video" else None
+            seconds = condition.duration if stream == "audio" else None
+            spans[condition.type] = -(-frames // frames_a_cell) if frames else audio_steps(seconds or 0)
+    return {kind: span for kind, span in spans.items() if span}
+
+
+def audio_steps(
+    seconds: float,  # of sound
+) -> int:
+    "Latent steps of sound, 25 a second."
+    return round(min(25 * seconds, 1e9))
+
+
+def something_is_left_to_make(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
+    samples = {i: sample for i, sample in kept_samples(validation).items() if sample.conditions}
+    factors = factors_of(model) if samples else None
+    for i, sample in samples.items():
+        frames = (sample.video_dims or validation.video_dims)[2]
+        seconds = frames / validation.frame_rate
+        for stream, total, unit in (
+            ("video", (frames - 1) // factors.time + 1, f"latent frames ({counted(frames, 'frame')})"),
+            ("audio", audio_steps(seconds), f"steps of sound ({seconds:.1f} s)"),
+        ):
+            spans = spans_of(sample, stream, factors.time)
+            given = max(spans.get("first_frame", 0), spans.get("prefix", 0)) + spans.get("suffix", 0)
+            if given and given >= total:
+                parts = " and ".join(f"{kind} gives {span}" for kind, span in spans.items())
                 yield (
-                    f"validation.samples.{i}.conditions.{j}.num_frames: given {frames}; a {condition.type} has "
-                    f"{factors.time}k{' + 1' if first else ''} frames (nearest: {near})"
+                    f"validation.samples.{i}.conditions: of {total} {unit} {parts}, so nothing of the {stream} is left to "
+                    "generate; give less, or use more frames"
                 )
+
+# %% ../nbs/5_training/00_config.ipynb #aca0fd37
+MEDIA_FIELDS = {"image_or_video": "has_video", "video": "has_video", "audio": "has_sound", "mask": None}
+
+
+def media_of(
+    validation: ValidationConfig,  # as read
+) -> Iterator[tuple[str, str, str | None, Section]]:  # dotted path, file, what it has to have, condition
+    "Every file that the samples name."
+    for path, _, condition in conditions_of(validation):
+        for field, needed in MEDIA_FIELDS.items():
+            if file := getattr(condition, field, None):
+                yield f"{path}.{field}", file, needed, condition
+
+
+def samples_have_their_files(validation: ValidationConfig) -> Iterator[str]:
+    advice = "; give yours with `--set {}=FILE`, or train without samples: `--set 'validation.samples=[]'`"  # said once
+    for path, file, _, _ in media_of(validation):
+        if not os.path.isfile(file):
+            kind = "a folder, not a file" if os.path.isdir(file) else "no such file"
+            yield f"{path}: {kind}: {file}{advice.format(path)}"
+            advice = ""
+
+
+def media_hold_what_is_asked(validation: ValidationConfig) -> Iterator[str]:
+    files = [it for it in media_of(validation) if it[2] and os.path.isfile(it[1])]
+    if not files:
+        return
+    from ltx_nb.data.media import probe  # brings torch
+
+    for path, file, needed, condition in files:
+        try:
+            info = probe(file)
+        except (ValueError, OSError) as error:
+            yield f"{path}: {error}"
+            continue
+        start = getattr(condition, "start", 0.0)
+        if not getattr(info, needed):
+            yield f"{path}: {file} has no {'picture' if needed == 'has_video' else 'sound'}; give another file"
+        elif start and start >= info.duration:
+            yield f"{path.rpartition('.')[0]}.start: given {start:g}, but {file} ends after {info.duration:.2f} s"
 
 # %% ../nbs/5_training/00_config.ipynb #1c319f54
 OFFICIAL_BLOCKS = 48  # of the transformer, in LTX-2 and LTX-2.3
@@ -1146,7 +1427,13 @@ FILE_RULES = (
     text_encoder_is_whole,
     earlier_run_exists,
     dataset_is_complete,
+    something_to_train_on,
+    training_crops_hold_cells,
     sizes_fit_the_grid,
+    parts_fit_the_sample,
+    something_is_left_to_make,
+    samples_have_their_files,
+    media_hold_what_is_asked,
     skipped_blocks_exist,
     packages_are_installed,
 )
@@ -1354,38 +1641,60 @@ def check_files(
     return make_config(config.model_dump(mode="json"), check_files=True)
 
 # %% ../nbs/5_training/00_config.ipynb #a52e0abb
+MODES = {  # what is made and what is given -> the name that people use
+    ("video+audio", ""): "text to video with sound",
+    ("video", ""): "text to video",
+    ("audio", ""): "text to audio",
+    ("video", "frozen"): "audio to video",
+    ("audio", "frozen"): "video to audio",
+    ("video+audio", "reference"): "AV2AV IC-LoRA",
+    ("video", "reference"): "V2V IC-LoRA",
+    ("audio", "reference"): "A2A IC-LoRA",
+}
+KINDS = {
+    "mask": "inpainting",
+    "spatial_crop": "outpainting",
+    "prefix": "extension forward",
+    "suffix": "extension backward",
+}
+
+
 def mode_name(
     strategy: FlexibleStrategyConfig,  # what is generated and what is given
 ) -> str:
     "What people call this way of training."
     streams = strategy.streams()
-    made = [name for name, block in streams.items() if block.is_generated]
-    frozen = [name for name in streams if name not in made]
-    kinds = {c.type for block in streams.values() for c in block.conditions if block.is_generated}
-    what = {
-        "reference": "IC-LoRA",
-        "mask": "inpainting",
-        "spatial_crop": "outpainting",
-        "prefix": "extension forward",
-        "suffix": "extension backward",
-        "first_frame": "image to video",
-    }
-    if frozen:
-        return f"{frozen[0]} to {made[0]}"
-    name = " + ".join(what[k] for k in what if k in kinds) or f"text to {made[0]}"
-    if len(made) == 2:
-        return f"{name} with sound"
-    return f"{name} (audio)" if made == ["audio"] and kinds else name
+    made = "+".join(name for name, block in streams.items() if block.is_generated)
+    kinds = {c.type for block in streams.values() for c in block.conditions if c.type == "reference" or block.is_generated}
+    base = "reference" if "reference" in kinds else "frozen" if made not in ("video+audio", "+".join(streams)) else ""
+    name = MODES[made, base]
+    parts = [word for kind, word in KINDS.items() if kind in kinds]
+    if "first_frame" in kinds and (base or parts):
+        parts.append("image to video")
+    if base or not parts:
+        name = name.replace("text to video", "image to video") if "first_frame" in kinds and not base else name
+        return " + ".join([name, *parts])
+    return f"{made.split('+')[0]} {' + '.join(parts)}" + (" with sound" if made == "video+audio" else "")
+
+
+def condition_words(
+    condition: Section,  # of a training block
+) -> str:
+    "One condition in words, with the numbers that matter."
+    share = "" if condition.probability == 1 else f" ({condition.probability:.0%})"
+    more = getattr(condition, "temporal_boundary", "") or getattr(condition, "mask_dir", "") or getattr(condition, "latents_dir", "")
+    if condition.type == "spatial_crop":
+        more = list(condition.spatial_region)
+    return f"{condition.type}{f' {more}' if more else ''}{share}"
 
 
 def stream_line(block: ModalityConfig | None) -> str:
     "One stream in words."
     if block is None:
         return "absent"
-    parts = [f"{c.type} ({c.probability:.0%})" for c in block.conditions]
-    return f"{'generated' if block.is_generated else 'frozen, given clean'} from {block.latents_dir}" + (
-        f"; given: {', '.join(parts)}" if parts else ""
-    )
+    weight = f"; loss times {block.loss_weight:g}" if block.is_generated and block.loss_weight != 1 else ""
+    parts = "; given: " + ", ".join(map(condition_words, block.conditions)) if block.conditions else ""
+    return f"{'generated' if block.is_generated else 'frozen, given clean'} from {block.latents_dir}{parts}{weight}"
 
 # %% ../nbs/5_training/00_config.ipynb #a3c9dbb6
 def size_line(
@@ -1418,6 +1727,36 @@ def noise_line(
     return line + ("; samples use the official 4,096 tokens (a shift of 2.05)" if sampling else "")
 
 # %% ../nbs/5_training/00_config.ipynb #9d1170be
+def sample_words(
+    sample: ValidationSample,  # with its conditions
+) -> str:
+    "What is given in a sample."
+    words = []
+    for c in sample.conditions:
+        file = getattr(c, "audio", None) or getattr(c, "video", None) or getattr(c, "image_or_video", None)
+        length = f" {c.num_frames} frames" if getattr(c, "num_frames", None) and c.video else ""
+        length = f" {c.duration:g} s" if getattr(c, "duration", None) and c.audio else length
+        scale = [f"1/{n} {word}" for n, word in ((getattr(c, "downscale_factor", 1), "size"), (getattr(c, "temporal_scale_factor", 1), "frame rate")) if n > 1]
+        size = f" at {' and '.join(scale)}" if scale and getattr(c, "video", None) else ""
+        start = f" from {c.start:g} s" if getattr(c, "start", 0) else ""
+        region = f" {list(c.spatial_region)}" if c.type == "spatial_crop" else ""
+        mask = f" by {Path(c.mask).name}" if c.type == "mask" else ""
+        words.append(f"{c.type}{length}{region} of {Path(file).name}{start}{size}{mask}")
+    return ", ".join(words) or "the text alone"
+
+
+def sample_rows(
+    validation: ValidationConfig,  # as read
+    shown: int = 6,  # samples to describe
+) -> list[tuple[str, str, str]]:  # group, label, value
+    "What is given in each sample; one line where none has conditions."
+    samples = kept_samples(validation)
+    if not any(sample.conditions for sample in samples.values()):
+        return [("", "given in them", "the text alone")] if samples else []
+    rows = [("", f"sample {i + 1}", sample_words(sample)) for i, sample in list(samples.items())[:shown]]
+    return rows + ([("", "", f"... and {len(samples) - shown} more")] if len(samples) > shown else [])
+
+# %% ../nbs/5_training/00_config.ipynb #2fd7e3d2
 def plan_rows(
     config: LtxTrainerConfig,  # to be shown
 ) -> list[tuple[str, str, str]]:  # group, label, value
@@ -1439,56 +1778,133 @@ def plan_rows(
     if c.lora and c.model.training_mode == "lora":
         scale, targets = c.lora.alpha / c.lora.rank, ", ".join(c.lora.target_modules)
         trained = f"LoRA of rank {c.lora.rank}, scale {scale:g}, on {targets}"
+    dropped = [("", "captions", f"left out for {strategy.caption_dropout:.0%} of the samples")] if strategy.caption_dropout else []
+    held = f"; {counted(c.data.held_out, 'clip')} held out" if c.data.held_out else ""
     return [
         ("what", "mode", mode_name(strategy)),
         ("", "video", stream_line(strategy.video)),
         ("", "audio", stream_line(strategy.audio)),
+        *dropped,
         ("", "trained", trained),
         ("from", "model", c.model.model_path),
-        ("", "dataset", str(resolve_data_root(c.data.preprocessed_data_root))),
+        ("", "dataset", str(resolve_data_root(c.data.preprocessed_data_root)) + held),
         ("how", "steps", f"{o.steps:,}, each of {counted(o.batch_size * o.gradient_accumulation_steps, 'clip')} a device"),
         ("", "learning rate", rate + warmup),
         ("", "noise levels", noise_line(c.flow_matching, bool(made))),
         ("", "precision", f"{autocast}, {o.optimizer_type}, {memory}"),
         ("gives", "samples", sampling),
         ("", "sample size", sizes),
+        *sample_rows(v),
         ("", "checkpoints", saves),
         ("", "output", c.output_dir),
     ]
 
 # %% ../nbs/5_training/00_config.ipynb #dc59c11d
+def adapter_notes(
+    lora: LoraConfig,  # the adapter
+    strategy: FlexibleStrategyConfig,  # what is trained
+) -> list[str]:
+    "Targets in places where nothing is learnt, or nothing should be."
+    notes, streams = [], strategy.streams()
+    idle, wide = idle_targets(lora, strategy), wide_targets(lora)
+    if idle:
+        notes.append(f"lora.target_modules {few(idle)}: that stream is absent, so these adapters learn nothing")
+    for stream, other in ("video", "audio"), ("audio", "video"):
+        own = "attn1.to_k, attn2.to_k, ..." if other == "video" else "audio_attn1.to_k, audio_attn2.to_k, ..."
+        if stream not in streams and wide:
+            notes.append(
+                f"lora.target_modules {few(wide)}: they match modules of the {stream} too, which is absent, so these stay as "
+                f"they are; name the {other}'s own ({own}) for a smaller file"
+            )
+        frozen = stream in streams and not streams[stream].is_generated
+        if frozen and (reached := wide + targets_in(lora, STREAM_MODULES[stream])):
+            bridge = "audio_to_video_attn.to_k" if other == "video" else "video_to_audio_attn.to_k"
+            notes.append(
+                f"lora.target_modules {few(reached)}: the {stream} is frozen, but its modules are adapted too, through what the "
+                f"{other} takes from them, and that changes later generations of {stream}; to leave them alone, name the "
+                f"{other}'s own ({own.removesuffix(', ...')}, {bridge}, ...)"
+            )
+    return notes
+
+
+def condition_notes(
+    config: LtxTrainerConfig,  # for its strategy and the grid of its checkpoint
+) -> list[str]:
+    "Training conditions that do less, or something else, than they seem to."
+    notes = []
+    for stream, block in config.training_strategy.streams().items():
+        where = f"training_strategy.{stream}"
+        said = [condition.model_dump(exclude={"probability"}) for condition in block.conditions]
+        for i, condition in enumerate(block.conditions):
+            if condition.probability == 0:
+                notes.append(f"{where}.conditions.{i}: {condition.type} has probability 0 and never applies")
+            if said[i] in said[:i]:
+                notes.append(f"{where}.conditions.{i}: {condition.type} is listed twice, and each tosses a coin of its own")
+        if not block.is_generated and block.loss_weight != 1:
+            notes.append(f"{where}.loss_weight has no effect: the {stream} is frozen, it has no loss")
+    for path, region in crops_of(config.training_strategy):
+        factors = factors_of(config.model)
+        top, left, bottom, right = cells_of(region, factors)
+        inside = [top * factors.height, left * factors.width, bottom * factors.height, right * factors.width]
+        if inside != list(region):
+            notes.append(f"{path} {list(region)} is no multiple of {factors.height}: given are the cells wholly inside, {inside}")
+    return notes
+
+# %% ../nbs/5_training/00_config.ipynb #7af4e053
+def sample_notes(
+    config: LtxTrainerConfig,  # for its strategy and its samples
+) -> list[str]:
+    "Where the samples show something else than what is trained."
+    v, strategy, samples = config.validation, config.training_strategy, kept_samples(config.validation)
+    if not samples:
+        return []
+    notes, streams = [], strategy.streams()
+    shown = {(stream_of(c), c.type) for sample in samples.values() for c in sample.conditions}
+    frozen = {"video": "video_to_audio", "audio": "audio_to_video"}
+    for stream, block in streams.items():
+        usual = [c.type for c in block.conditions if c.probability >= 0.5 and (block.is_generated or c.type == "reference")]
+        for kind in dict.fromkeys([*usual, *([] if block.is_generated else [frozen[stream]])]):
+            if (stream, kind) not in shown:
+                what = f"a {kind}" if kind not in frozen.values() else "it whole"
+                notes.append(
+                    f"training gives {what} on the {stream}, no validation sample has one ({kind}): the samples will not show "
+                    "what is learnt"
+                )
+    for stream, asked in ("video", v.generate_video), ("audio", v.generate_audio):
+        block = streams.get(stream)
+        if block and block.is_generated and not asked:
+            notes.append(f"the {stream} is trained, but validation.generate_{stream} is false: the samples will not have it")
+        if not block and asked and (stream, frozen[stream]) not in shown:
+            notes.append(f"the samples have {stream} (validation.generate_{stream}), which is not trained: it is that of the base model")
+        learnt = {c.type for c in block.conditions if c.probability} if block else set()
+        if (stream, "reference") in shown and "reference" not in learnt:
+            notes.append(f"a validation sample has a reference on the {stream}, training has none: the model does not learn to follow it")
+    return notes
+
+
 def plan_notes(
     config: LtxTrainerConfig,  # to be shown
 ) -> list[str]:
     "What one may not have expected of a valid configuration."
     c, notes = config, []
     steps, interval, made = counted(c.optimization.steps, "step"), c.validation.interval, kept_samples(c.validation)
-    for i, sample in enumerate(c.validation.samples if interval else []):
-        if i not in made:
-            kinds = ", ".join(condition.type for condition in sample.conditions)
-            notes.append(
-                f"sample {i + 1} has conditions ({kinds}): it is left out, as this version generates from text only"
-            )
     if c.acceleration.offload_optimizer_during_validation:
         notes.append(
             "acceleration.offload_optimizer_during_validation has no effect in this version: the optimizer stays where it is"
         )
     if made and interval > c.optimization.steps:
         notes.append(f"validation.interval is {interval}, the run has {steps}: no samples of the trained model")
+    if c.data.held_out and interval is None:
+        notes.append("data.held_out has no use without validation.interval: nothing measures the loss of these clips")
     if c.checkpoints.interval and c.checkpoints.interval > c.optimization.steps:
         notes.append(
             f"checkpoints.interval is {c.checkpoints.interval}, the run has {steps}: one checkpoint, at the end"
         )
     if c.model.training_mode == "full" and c.lora:
         notes.append("lora is ignored: model.training_mode is full")
-    if c.lora and c.model.training_mode == "lora" and (idle := idle_targets(c.lora, c.training_strategy)):
-        notes.append(f"lora.target_modules {', '.join(idle)}: that stream is absent, so these adapters learn nothing")
-    given = {t.type for b in c.training_strategy.streams().values() for t in b.conditions}
-    shown = {t.type for s in c.validation.samples for t in s.conditions}
-    if "reference" in given - shown and made:
-        notes.append(
-            "training uses a reference, no validation sample has one: the samples will not show what is learnt"
-        )
+    if c.lora and c.model.training_mode == "lora":
+        notes += adapter_notes(c.lora, c.training_strategy)
+    notes += condition_notes(c) + sample_notes(c)
     if c.checkpoints.keep_last_n == 0:
         notes.append("checkpoints.keep_last_n 0 keeps all; -1 says the same more clearly")
     return notes

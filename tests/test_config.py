@@ -26,6 +26,7 @@ from ltx_nb.config import (
     kept_samples,
     load_config,
     make_config,
+    mode_name,
     plan_notes,
     plan_rows,
     resolve_data_root,
@@ -505,29 +506,33 @@ def test_a_missing_file_is_named(machine, path):
     assert message.startswith("1 problem") and f"- {path}: " in message and str(machine / "nowhere") in message
 
 
-@pytest.mark.parametrize(
-    "samples",
-    [
-        {"samples": [{"prompt": "a", "conditions": [{"type": "reference", "video": "nowhere.mp4"}]}, {"prompt": "b"}]},
-        {"prompts": ["a", "b"], "images": ["nowhere.png"] * 2, "reference_videos": ["nowhere.mp4"] * 2},
-    ],
-)
-def test_samples_with_conditions_are_left_out_aloud_and_training_goes_on(machine, samples):
-    config = make_config(changed("validation", samples), check_files=True)
-    conditional = [i for i, sample in enumerate(config.validation.samples) if sample.conditions]
-    assert conditional and not set(kept_samples(config.validation)) & set(conditional)
-    notes = [note for note in plan_notes(config) if "left out" in note]
-    assert [note.split(" has ")[0] for note in notes] == [f"sample {i + 1}" for i in conditional]
-    assert "reference" in notes[0]
-    left = len(config.validation.samples) - len(conditional)
-    assert dict(row[1:] for row in plan_rows(config))["samples"].startswith(
-        "every 100 steps, 1 prompt," if left else "none"
-    )
+CONDITIONED = [
+    {"samples": [{"prompt": "a", "conditions": [{"type": "reference", "video": "nowhere.mp4"}]}, {"prompt": "b"}]},
+    {"prompts": ["a", "b"], "images": ["nowhere.png"] * 2, "reference_videos": ["nowhere.mp4"] * 2},
+]
 
 
-def test_no_text_encoder_is_needed_where_every_sample_is_left_out():
-    condition = {"type": "first_frame", "image_or_video": "a.png"}
-    make_config(changed("model.text_encoder_path", None, with_sample(conditions=[condition])))
+@pytest.mark.parametrize("samples", CONDITIONED)
+def test_every_sample_is_kept_where_the_run_validates_and_none_where_it_does_not(samples):
+    kept = kept_samples(make_config(changed("validation", samples)).validation)
+    assert [sample.prompt for sample in kept.values()] == ["a", "b"] and kept[0].conditions
+    assert not kept_samples(make_config(changed("validation", samples | {"interval": None})).validation)
+
+
+@pytest.mark.parametrize("samples, files", zip(CONDITIONED, (1, 4)))
+def test_missing_media_are_named_with_their_path_and_a_way_out_before_anything_loads(machine, samples, files):
+    "W70, W54: the LTX Trainer finds these after minutes of loading."
+    message = refusal(changed("validation", samples), check_files=True)
+    assert message.startswith(f"{files} problem") and message.count("no such file") == files
+    assert "validation.samples.0.conditions.0." in message and str(machine / "nowhere.") in message
+    assert message.count("--set 'validation.samples=[]'") == 1
+    make_config(changed("validation", {"samples": []}), check_files=True)
+    make_config(changed("validation", samples | {"interval": None}), check_files=True)
+
+
+def test_a_conditioned_sample_needs_the_text_encoder():
+    given = with_sample(conditions=[{"type": "first_frame", "image_or_video": "a.png"}])
+    assert "- model.text_encoder_path: missing" in refusal(changed("model.text_encoder_path", None, given))
 
 
 @pytest.mark.parametrize(
