@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Tokens', 'grid_positions', 'video_tokens', 'audio_tokens', 'Condition', 'span_mask', 'crop_mask', 'condition_mask',
-           'toss', 'draw_given', 'reference_factors', 'append_reference', 'condition_tokens', 'add_noise',
-           'to_modality']
+           'toss', 'draw_given', 'reference_factors', 'append_reference', 'reference_tokens', 'condition_tokens',
+           'add_noise', 'to_modality']
 
 # %% ../nbs/3_flow/01_conditions.ipynb #688d249a
 import math
@@ -28,6 +28,7 @@ class Tokens:
     grid: tuple[int, int, int]  # latent frames, rows, columns; sound: (steps, 1, 1)
     fps: tuple[float, ...] | None = None  # frame rate of each sample; None for sound
     generated: bool = True  # False: a frozen stream, given as a whole
+    redrawn: int = 0  # samples whose conditions had to be drawn again, because they gave everything
 
     @property
     def length(self) -> int:
@@ -136,7 +137,8 @@ def condition_mask(
             return crop_mask(tokens.grid, condition.spatial_region, factors)
         case "mask":
             mask = batch[condition.mask_dir]["mask"]
-            if mask[0].numel() != tokens.length:
+            shape, grid = ([n for n in sizes if n != 1] for sizes in (mask.shape[1:], tokens.grid))
+            if shape != grid and mask.shape[1:] != (tokens.length,):
                 raise ValueError(
                     f"{condition.mask_dir} holds masks of {list(mask.shape[1:])}, but the clip has {tokens.length} tokens "
                     f"in a grid of {list(tokens.grid)}: prepare both with the same bucket"
@@ -165,18 +167,19 @@ def draw_given(
     generator: torch.Generator | None = None,  # for the coins; on the CPU
     certain: bool = False,  # True: every condition applies, whatever its probability
     tries: int = 64,  # how often a sample that came out complete tosses again
-) -> Tensor:  # `[B, N]` bool
+) -> tuple[Tensor, int]:  # `[B, N]` bool, and how many samples tossed again
     "Toss a coin for each sample and condition, and unite what came up."
     stacked = torch.stack([mask.expand(batch_size, -1) for mask in masks], 1)  # [B, K, N]
     chances = [1.0 if certain else condition.probability for condition in conditions]
     given = torch.ones(batch_size, stacked.shape[-1], dtype=torch.bool)
-    full = torch.ones(batch_size, dtype=torch.bool)
-    for _ in range(tries):
+    full, redrawn = torch.ones(batch_size, dtype=torch.bool), 0
+    for attempt in range(tries):
         coins = toss(chances, batch_size, generator)
         given = torch.where(full[:, None], (stacked & coins[..., None]).any(1), given)
         full = given.all(-1)
+        redrawn = redrawn if attempt else int(full.sum())
         if not full.any():
-            return given
+            return given, redrawn
     covers = ", ".join(f"{c.type} gives {int(m[full].sum(-1).max())}" for c, m in zip(conditions, stacked.unbind(1)))
     raise ValueError(f"nothing is left to generate: of {given.shape[-1]} tokens, {covers}; give less, or use longer clips")
 
@@ -217,6 +220,22 @@ def append_reference(
         positions=torch.cat(both, 2),
     )
 
+# %% ../nbs/3_flow/01_conditions.ipynb #5fa2e49f
+def reference_tokens(
+    tokens: Tokens,  # the sample
+    record: dict,  # the reference's latents, and its frame rate if it has one
+    factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
+) -> Tokens:  # nothing given; at its own positions
+    "The stream of a reference."
+    latents = record["latents"].to(tokens.clean.device)
+    if tokens.fps is None:
+        return audio_tokens(latents)
+    fps = record.get("fps")
+    if fps is None:
+        slowdown = reference_factors(tokens.grid, tuple(latents.shape[2:]))[1]
+        fps = [rate / slowdown for rate in tokens.fps]
+    return video_tokens(latents, fps, factors)
+
 # %% ../nbs/3_flow/01_conditions.ipynb #f2f5a170
 def condition_tokens(
     tokens: Tokens,  # a stream with nothing given
@@ -234,14 +253,11 @@ def condition_tokens(
     inside = [c for c in conditions if c.type != "reference"]
     if generated and inside:
         masks = [condition_mask(c, tokens, batch, factors) for c in inside]
-        tokens = replace(tokens, given=draw_given(inside, masks, tokens.given.shape[0], generator, certain))
+        given, redrawn = draw_given(inside, masks, tokens.given.shape[0], generator, certain)
+        tokens = replace(tokens, given=given, redrawn=redrawn)
     for condition in sorted((c for c in conditions if c.type == "reference"), key=lambda c: c.latents_dir):
         if certain or toss([condition.probability], 1, generator).item():
-            record = batch[condition.latents_dir]
-            sound = tokens.fps is None
-            latents = record["latents"].to(tokens.clean.device)
-            reference = audio_tokens(latents) if sound else video_tokens(latents, record["fps"], factors)
-            tokens = append_reference(tokens, reference)
+            tokens = append_reference(tokens, reference_tokens(tokens, batch[condition.latents_dir], factors))
     return tokens
 
 # %% ../nbs/3_flow/01_conditions.ipynb #112768dc

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ VIDEO_CASES = {
 
 @pytest.mark.parametrize("case", VIDEO_CASES)
 def test_what_a_condition_gives(case):
+    "W19: a cell that a rectangle covers in part is not given."
     condition, expected = VIDEO_CASES[case]
     for given in condition_tokens(video(), [condition]).given:
         assert torch.equal(given, expected)
@@ -126,6 +128,7 @@ def test_a_generation_applies_doubtful_conditions_and_draws_nothing():
 
 
 def test_order_of_conditions_does_not_matter():
+    "W53: one canonical order, whatever the list says."
     marks = torch.zeros(2, F, H, W)
     marks[:, 3, 1, 1] = 1
     batch = {
@@ -147,9 +150,12 @@ def test_order_of_conditions_does_not_matter():
 
 
 def test_a_sample_that_would_be_complete_tosses_again():
+    "W14: drawn anew and counted, not a step without a loss."
     rules = [Condition("prefix", 0.5, temporal_boundary=3), Condition("suffix", 0.5, temporal_boundary=2)]
-    given = condition_tokens(video(2000), rules, generator=seeded()).given
-    assert not given.all(1).any()
+    tokens = condition_tokens(video(2000), rules, generator=seeded())
+    given = tokens.given
+    assert not given.all(1).any() and tokens.redrawn == pytest.approx(500, abs=60)
+    assert condition_tokens(video(2000), rules[:1], generator=seeded()).redrawn == 0
     shares = [given[:, 0].float().mean(), given[:, -1].float().mean(), (~given.any(1)).float().mean()]
     assert [float(share) for share in shares] == pytest.approx([1 / 3] * 3, abs=0.04)
 
@@ -174,13 +180,34 @@ def test_a_sample_that_would_be_complete_tosses_again():
     ],
 )
 def test_conditions_that_cannot_be_met_are_refused(tokens, rules, said):
+    "W14, W15, W19: with numbers, and never a silent nothing."
     with pytest.raises(ValueError, match=said):
         condition_tokens(tokens, rules)
 
 
-def test_a_mask_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"holds masks of \[5, 3, 3\].* 60 tokens.*\[5, 3, 4\]"):
-        condition_tokens(video(), [Condition("mask", mask_dir="masks")], {"masks": {"mask": torch.ones(2, 5, 3, 3)}})
+@pytest.mark.parametrize("shape", [(5, 3, 3), (5, 4, 3), (3, 5, 4), (61,)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    "As many values are not enough: a mask on its side would give the wrong places."
+    said = re.escape(f"holds masks of {list(shape)}") + r".* 60 tokens.*\[5, 3, 4\]"
+    with pytest.raises(ValueError, match=said):
+        condition_tokens(video(), [Condition("mask", mask_dir="masks")], {"masks": {"mask": torch.ones(2, *shape)}})
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64, torch.bool])
+def test_masks_of_every_dtype_and_layout_say_the_same(dtype, flat):
+    marks = torch.zeros(2, F, H, W)
+    marks[0, 2], marks[1, :, 0, 0] = 1, 1
+    written = marks.to(dtype).flatten(1) if flat else marks.to(dtype)
+    given = condition_tokens(video(), [Condition("mask", mask_dir="m")], {"m": {"mask": written}}).given
+    assert torch.equal(given, marks.bool().flatten(1))
+
+
+def test_a_mask_for_one_frame():
+    marks = torch.zeros(2, 1, H, W)
+    marks[:, :, 1] = 1
+    given = condition_tokens(video(grid=(1, H, W)), [Condition("mask", mask_dir="m")], {"m": {"mask": marks}}).given
+    assert given[0].nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -229,16 +256,45 @@ def test_reference_of_half_the_frames_is_late_by_one_frame():
     torch.testing.assert_close(time[[0, 4]], torch.tensor([[0, 1 / 24], [1 / 24, 17 / 24]]), atol=1e-6, rtol=0)
 
 
-def test_reference_of_sound_overlaps_from_the_start():
-    tokens = condition_tokens(
-        audio(), [Condition("reference", latents_dir="voice")], {"voice": {"latents": torch.ones(2, 8, 6, 16)}}
-    )
-    assert torch.equal(tokens.positions[:, :, STEPS:], tokens.positions[:, :, :6])
+def formula(grid, fps, sample_fps, downscale=1, slowdown=1) -> torch.Tensor:
+    "Spec trainer 3.2, items 4 and 6, token by token: [N, axis, bound]."
+    cells = []
+    for f in range(grid[0]):
+        time = [max(0.0, max(0, 8 * (f + end) + 1 - 8) / fps - (slowdown - 1) / sample_fps) for end in (0, 1)]
+        for y in range(grid[1]):
+            for x in range(grid[2]):
+                space = [[(at + end) * 32 * downscale for end in (0, 1)] for at in (y, x)]
+                cells.append([time, *space])
+    return torch.tensor(cells)
+
+
+@pytest.mark.parametrize("fps", [12.0, 10.0, 24.0])
+def test_reference_positions_follow_the_reference_own_rate(fps):
+    "W10: the reference's record says how fast it is; the shift is counted in the sample's rate."
+    batch = {"small": {"latents": torch.ones(2, 128, 3, 2, 2), "fps": torch.full((2,), fps)}}
+    tokens = condition_tokens(video(grid=(5, 4, 4)), [Condition("reference", latents_dir="small")], batch)
+    expected = torch.cat([formula((5, 4, 4), FPS, FPS), formula((3, 2, 2), fps, FPS, 2, 2)])
+    for positions in tokens.positions:
+        torch.testing.assert_close(positions.movedim(0, 1), expected, atol=1e-5, rtol=0)
+
+
+def test_a_reference_without_a_rate_is_as_fast_as_its_sample():
+    latents, rule = torch.ones(2, 128, 3, 3, 4), [Condition("reference", latents_dir="r")]
+    rates = torch.tensor([24.0, 30.0])
+    told = condition_tokens(video(fps=rates), rule, {"r": {"latents": latents, "fps": rates / 2}})
+    assert torch.equal(condition_tokens(video(fps=rates), rule, {"r": {"latents": latents}}).positions, told.positions)
+
+
+@pytest.mark.parametrize("length", [6, STEPS, 3 * STEPS])
+def test_reference_of_sound_may_be_of_any_length_and_overlaps_from_the_start(length):
+    voice = {"voice": {"latents": torch.ones(2, 8, length, 16)}}
+    tokens = condition_tokens(audio(), [Condition("reference", latents_dir="voice")], voice)
+    assert torch.equal(tokens.positions[:, :, STEPS:], audio(steps=length).positions)
     assert tokens.given[:, STEPS:].all() and not tokens.given[:, :STEPS].any() and tokens.length == STEPS
 
 
 def test_reference_of_samples_with_different_rates():
-    "Each sample of a batch gets what it would get alone."
+    "W10: each sample of a batch gets what it would get alone."
     rates = [24.0, 30.0]
     pair = append_reference(video(2, (5, 2, 2), rates), video(2, (3, 1, 1), [r / 2 for r in rates]))
     for sample, rate in enumerate(rates):
@@ -270,11 +326,13 @@ def test_reference_factors_are_read_off_the_shapes(grid, reference, factors):
     ],
 )
 def test_references_that_do_not_fit_are_refused(grid, reference):
+    "W2: exactly or not at all, be it larger than the sample or of a broken ratio."
     with pytest.raises(ValueError, match="does not fit a sample of 7 frames"):
         reference_factors(grid, reference)
 
 
 def test_reference_draw_is_one_for_the_batch():
+    "W15: samples of one batch have equally many tokens."
     rule = Condition("reference", 0.5, latents_dir="edges")
     batch = {"edges": {"latents": torch.ones(3, 128, *GRID), "fps": FPS}}
     generator = seeded()
