@@ -470,7 +470,7 @@ def read_video(
     start: float = 0.0,  # seconds after the first frame
     frames: int | None = None,  # None: to the end
     fps: float | str | Fraction | None = None,  # None: the clip's own rate
-    size: tuple[int, int] | None = None,  # (width, height) to cover and crop to; None: as it is
+    size: tuple[int, int] | Cover | None = None,  # (width, height) to cover, or the crop to take; None: as it is
     sound: bool = True,  # read the sound too, if there is any
 ) -> Clip:  # raises MediaError where the file does not hold what is asked for
     "A window of a film, its pictures and their sound."
@@ -478,7 +478,7 @@ def read_video(
     if not info.has_video:
         raise MediaError(f"{info.path} holds sound only. Give a film, or read it with `read_sound`.", "no video")
     first, count, rate = _window(info, start, frames, exact_rate(fps) if fps else None)
-    how = cover(info.width, info.height, size) if size else None
+    how = size if isinstance(size, Cover) or not size else cover(info.width, info.height, size)
     slack = 0.3 / float(rate) if rate == info.fps and not info.variable else 0.001
     moments = [float(first + i / rate) for i in range(count)]
     with _opened(info.path) as container:
