@@ -25,10 +25,10 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'crops_of', 'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
            'media_of', 'samples_have_their_files', 'media_hold_what_is_asked', 'skipped_blocks_exist',
            'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config', 'ConfigLoader',
-           'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'config_text', 'load_config',
-           'save_config', 'check_files', 'mode_name', 'condition_words', 'stream_line', 'size_line', 'every',
-           'noise_line', 'sample_words', 'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes',
-           'plan_notes', 'Plan', 'show']
+           'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'accelerate_configs',
+           'config_text', 'load_config', 'save_config', 'check_files', 'mode_name', 'condition_words', 'stream_line',
+           'size_line', 'every', 'noise_line', 'sample_words', 'sample_rows', 'plan_rows', 'adapter_notes',
+           'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -1587,6 +1587,12 @@ def example_configs() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def accelerate_configs() -> dict[str, Path]:  # name -> file
+    "Accelerate's configurations that come with the package: DDP and FSDP, each with and without compilation."
+    folder = Path(str(resources.files("ltx_nb") / "configs" / "accelerate"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def config_text(
     path: str | os.PathLike,  # a file, or the name of an example
 ) -> str:
@@ -1865,11 +1871,10 @@ def sample_notes(
         usual = [c.type for c in block.conditions if c.probability >= 0.5 and (block.is_generated or c.type == "reference")]
         for kind in dict.fromkeys([*usual, *([] if block.is_generated else [frozen[stream]])]):
             if (stream, kind) not in shown:
-                what = f"a {kind}" if kind not in frozen.values() else "it whole"
-                notes.append(
-                    f"training gives {what} on the {stream}, no validation sample has one ({kind}): the samples will not show "
-                    "what is learnt"
-                )
+                what = f"a {kind} on the {stream}, no validation sample has one"
+                if kind in frozen.values():
+                    what = f"all of the {stream}, no validation sample does ({kind})"
+                notes.append(f"training gives {what}: the samples will not show what is learnt")
     for stream, asked in ("video", v.generate_video), ("audio", v.generate_audio):
         block = streams.get(stream)
         if block and block.is_generated and not asked:
