@@ -5,6 +5,7 @@
 1. A sidebar by floors is written from the notebooks that exist.
 2. Every notebook goes through nbdev's processors and ours (pages.py): a heading, a link to the line and a signature
    for every public symbol. Outputs are those that the notebook was saved with; nothing is run.
+   One page has no notebook: the configuration reference, written from the classes of ltx_nb.config.
 3. smalldocs renders the result. The sources stay Quarto-compatible.
 4. Formulas become MathML, links to our own host become relative, and everything that would be fetched is removed.
 5. The site is checked: a dead link, a formula left as TeX or anything fetched from elsewhere fails the build.
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pages import NBS, PROC, ROOT, document, page_name
 
 SITE = ROOT / "_docs"
+REFERENCE = "configuration.md"  # the page about every field of a configuration
 
 FLOORS = {  # folder of nbs/: its name in the sidebar, in reading order
     "tutorials": "Tutorials",
@@ -98,6 +100,17 @@ def copy_resources(pages: list[Path]):
         for old, new in names.items():
             text = text.replace(old, new)
         (PROC / name).write_text(text)
+
+
+def write_reference():
+    "The configuration reference, from the classes, and its entry in the sidebar. Brings pydantic, but no torch."
+    from ltx_nb.explain import reference_markdown
+
+    (PROC / REFERENCE).write_text(f"---\ntitle: Configuration reference\n---\n\n{reference_markdown()}")
+    bar = yaml.safe_load((PROC / "sidebar.yml").read_text())
+    entry = {"text": "Configuration", "href": REFERENCE}
+    bar["website"]["sidebar"]["contents"].append({"section": "Reference", "contents": [entry]})
+    (PROC / "sidebar.yml").write_text(yaml.safe_dump(bar, sort_keys=False))
 
 
 # ---- 3. render ----
@@ -229,6 +242,7 @@ def main() -> int:
     for page in pages:
         document(page)
     copy_resources(pages)
+    write_reference()
     site = render()
     formulas = make_local(site, cfg.doc_host + cfg.doc_baseurl)
     wrong = check(site)

@@ -262,6 +262,7 @@ class UniformTimesteps(Section):
 
     @model_validator(mode="after")
     def ordered(self):
+        "min_value lies below max_value."
         if self.min_value >= self.max_value:
             raise ValueError(f"min_value {self.min_value} must be below max_value {self.max_value}")
         return self
@@ -307,8 +308,10 @@ class OptimizationConfig(Section):
     batch_size: int = Field(2, ge=1)  # clips a device sees at once
     gradient_accumulation_steps: int = Field(1, ge=1)  # batches that make one step
     max_grad_norm: float = 1.0  # longest gradient; 0 or less does not clip
-    optimizer_type: Literal["adamw", "adamw8bit"] = "adamw"  # the second needs bitsandbytes
-    scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "step"] = "linear"
+    optimizer_type: Literal["adamw", "adamw8bit"] = "adamw"  # the latter, with its state in 8 bit, needs bitsandbytes
+    scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "step"] = (
+        "linear"  # course of the rate after the warm-up
+    )
     scheduler_params: dict[str, Any] = {}  # parameters of that schedule
     enable_gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     weight_decay: float = Field(0.01, ge=0)  # AdamW's pull towards zero
@@ -334,7 +337,7 @@ class OptimizationConfig(Section):
 class FlowMatchingConfig(Section):
     "Where on the noise path a training step stands."
 
-    timestep_sampling_mode: Literal["uniform", "shifted_logit_normal"] = "shifted_logit_normal"  # how it is drawn
+    timestep_sampling_mode: Literal["uniform", "shifted_logit_normal"] = "shifted_logit_normal"  # how noise levels are drawn
     timestep_sampling_params: dict[str, Any] = {}  # parameters of that sampler
 
     @field_validator("timestep_sampling_params", mode="before")
@@ -354,9 +357,9 @@ def bare_word(
 class AccelerationConfig(Section):
     "Precision and memory."
 
-    mixed_precision_mode: Annotated[Literal["no", "fp16", "bf16"] | None, bare_word("no")] = "bf16"  # autocast
+    mixed_precision_mode: Annotated[Literal["no", "fp16", "bf16"] | None, bare_word("no")] = "bf16"  # what is computed in
     quantization: Literal["int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"] | None = (
-        None  # of frozen weights
+        None  # precision of frozen weights
     )
     load_text_encoder_in_8bit: bool = False  # Gemma in int8 while prompts are encoded; needs CUDA and bitsandbytes
     offload_optimizer_during_validation: bool = False  # move the optimizer to host memory while sampling
@@ -378,7 +381,7 @@ class CheckpointsConfig(Section):
     precision: Literal["bfloat16", "float32"] = "bfloat16"  # of the exported weights
     no_resume: bool = False  # take the weights of `load_checkpoint`, but start again at step 0
     save_training_state: Annotated[Literal["full", "minimal", "off"], bare_word("off")] = (
-        "minimal"  # minimal leaves the optimizer out
+        "minimal"  # what a run can be resumed from; minimal leaves the optimizer out, off writes none
     )
 
 
@@ -392,7 +395,7 @@ class HubConfig(Section):
 class WandbConfig(Section):
     "Weights & Biases."
 
-    enabled: bool = False  # log there
+    enabled: bool = False  # log to Weights & Biases
     project: str = "ltxv-trainer"  # project name
     entity: str | None = None  # user or team
     tags: list[str] = []  # labels of the run
@@ -516,6 +519,7 @@ class FlexibleStrategyConfig(Section):
 
     @model_validator(mode="after")
     def trainable(self):
+        "At least one stream is generated, with a loss_weight above 0; sound takes prefix, suffix, mask and reference; a folder holds one kind of records."
         made = [block for block in self.streams().values() if block.is_generated]
         if not made:
             raise ValueError("nothing is generated: set is_generated: true on video, on audio, or on both")
@@ -656,6 +660,7 @@ class OneMedium(Section):
 
     @model_validator(mode="after")
     def one(self):
+        "Either video or audio."
         if (self.video is None) == (self.audio is None):
             raise ValueError("give either video or audio, " + ("not both" if self.video else "one of them is needed"))
         return self
@@ -670,6 +675,7 @@ class Window(OneMedium):
 
     @model_validator(mode="after")
     def own_unit(self):
+        "num_frames counts with video, duration with audio."
         if self.video and self.duration:
             warn(f"{self.type}: duration counts seconds of sound and is ignored with video; use num_frames")
         if self.audio and self.num_frames:
@@ -772,6 +778,7 @@ class ValidationSample(Section):
 
     @model_validator(mode="after")
     def something_left(self):
+        "One stream at most is frozen; nothing else is given of a frozen stream, and no place twice."
         kinds = {c.type for c in self.conditions}
         if {"video_to_audio", "audio_to_video"} <= kinds:
             raise ValueError(
@@ -877,7 +884,7 @@ class ValidationConfig(Section):
     audio_cfg_scale: float = Field(7.0, ge=1)  # text guidance of the sound; 1 is off
     video_stg_scale: float = Field(1.0, ge=0)  # guidance by skipping the video's self-attention; 0 is off
     audio_stg_scale: float = Field(1.0, ge=0)  # the same for sound
-    stg_blocks: list[Annotated[int, Field(ge=0)]] | None = [28]  # blocks that it skips; None is all
+    stg_blocks: list[Annotated[int, Field(ge=0)]] | None = [28]  # blocks whose self-attention stg skips; None is all
     guidance_rescale: float = Field(
         0.7, ge=0, le=1
     )  # how far guidance is scaled back to the unguided contrast; 0 is off
@@ -891,10 +898,12 @@ class ValidationConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def migrate(cls, given):
+        "Fields of older files (prompts, images, guidance_scale, stg_mode, ...) are translated."
         return migrate_samples(migrate_guidance(given)) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def some_output(self):
+        "Samples need generate_video, generate_audio, or both."
         if self.samples and not (self.generate_audio or self.generate_video):
             raise ValueError("generate_audio and generate_video are both false: the samples would be empty")
         return self
@@ -1057,7 +1066,7 @@ class LtxTrainerConfig(Section):
 
     model: ModelConfig  # the checkpoint that is fine-tuned
     lora: LoraConfig | None = None  # the adapter; needed when training_mode is lora
-    training_strategy: Strategy = Field(default_factory=lambda: translate(TextToVideoConfig()))  # what is trained
+    training_strategy: Strategy = Field(default_factory=lambda: translate(TextToVideoConfig()))  # what is trained; left out, it is the deprecated text_to_video
     optimization: OptimizationConfig = Field(default_factory=OptimizationConfig)  # how the weights move
     acceleration: AccelerationConfig = Field(default_factory=AccelerationConfig)  # precision and memory
     data: DataConfig  # the prepared dataset
@@ -1072,10 +1081,12 @@ class LtxTrainerConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def drop_empty(cls, given):
+        "An empty section means its defaults."
         return filled_sections(given)
 
     @model_validator(mode="after")
     def sections_agree(self):
+        "Sections do not contradict each other."
         if problems := apply_rules(RULES, dict(self)):
             raise PydanticCustomError("sections_disagree", "{problems}", {"problems": "; ".join(problems)})
         return self
