@@ -486,13 +486,13 @@ def follow_plan(
         raise MediaError(
             f"{name} has {available} frames at {rate} fps from {plan.start:.2f} s on ({float(available / rate):.2f} s); its "
             f"clip is trained on {bucket.frames} ({float(bucket.frames / rate):.2f} s). Give one at least as long.", "too short")
-    if (info.width, info.height) == plan.cover.target:
+    if info.width * bucket.height == info.height * bucket.width:  # made for the bucket: cropped already
         return cover(info.width, info.height, plan.cover.target)
     width, height = plan.source or (plan.cover.width, plan.cover.height)
     if abs(info.width * height - info.height * width) > max(0.01 * info.width * height, width, height):
         raise MediaError(
             f"{name} is {info.width}x{info.height}, its clip {width}x{height}: they do not show the same. Give it the "
-            f"clip's shape, or exactly the size {bucket.width}x{bucket.height}.", "other shape")
+            f"shape of the clip, or exactly that of the bucket, {bucket.width}x{bucket.height}.", "other shape")
     return plan.cover
 
 # %% ../../nbs/4_data/01_clips.ipynb #54a49cf7

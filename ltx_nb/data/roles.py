@@ -183,7 +183,7 @@ def reference_step(
     factors: ScaleFactors = ScaleFactors(),  # what one latent cell covers
 ) -> ScaleFactors:
     "What a cell of the reference covers of its clip."
-    if downscale < 1 or slowdown < 1:
+    if min(downscale, slowdown) < 1 or downscale % 1 or slowdown % 1:
         raise ValueError(f"A reference is smaller and slower by whole factors from 1 on; got {downscale} and {slowdown}.")
     return ScaleFactors(factors.time * slowdown, factors.height * downscale, factors.width * downscale)
 
