@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['TEXT_TO_VIDEO', 'DEFAULT_FPS', 'STRATEGIES', 'ModelInputs', 'velocity_loss', 'TrainingStrategy', 'StreamPlan', 'Plan',
-           'read_streams', 'caption_context', 'FlexibleStrategy', 'get_training_strategy']
+           'read_streams', 'caption_context', 'video_reference_factors', 'FlexibleStrategy', 'get_training_strategy']
 
 # %% ../nbs/3_flow/02_strategies.ipynb #1150bb95
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .conditions import Tokens, add_noise, audio_tokens, condition_tokens, reference_factors, to_modality, video_tokens
+from .conditions import Tokens, add_noise, audio_tokens, condition_tokens, reference_factors, to_modality, toss, video_tokens
 from .latents import ScaleFactors
 from .model.transformer import Modality
+
+# %% ../nbs/3_flow/02_strategies.ipynb #fd43226f
+_log = logging.getLogger(__name__)
 
 # %% ../nbs/3_flow/02_strategies.ipynb #e76191d3
 @dataclass(frozen=True)
@@ -44,6 +48,17 @@ def velocity_loss(
 class TrainingStrategy(ABC):
     "How a batch becomes the model's inputs and its answer a loss."
 
+    factors: ScaleFactors = ScaleFactors()  # pixels per latent cell, of the checkpoint
+    device: torch.device | str | None = None  # where the model is; None: where the latents are
+    dtype: torch.dtype | None = None  # the model's; None: that of the encoded captions
+    loss_weights: dict[str, float] = {}  # of "video" and "audio" in the sum; 1 where nothing is said
+    caption_dropout: float = 0.0  # share of samples that are shown `empty_caption`
+    empty_caption: dict[str, Tensor] | None = None  # `video_context`, `audio_context`: `[S, D]`; the trainer sets it
+
+    def place(self, factors: ScaleFactors, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        "Where the inputs are going; the trainer calls it before anything else."
+        self.factors, self.device, self.dtype = factors, device, dtype
+
     @abstractmethod
     def get_data_sources(self) -> dict[str, str]:
         "The dataset folders that a batch needs, each with the key it gets in the batch."
@@ -63,7 +78,7 @@ class TrainingStrategy(ABC):
         audio_pred: Tensor | None,  # `[B, M, C]` velocity
         inputs: ModelInputs,  # what the step was built from
     ) -> dict[str, Tensor]:  # `[B]` each, for the streams that are trained
-        "The loss of each stream."
+        "The loss of each stream, without weights."
         losses = {}
         if inputs.video_targets is not None:
             losses["video"] = velocity_loss(video_pred, inputs.video_targets, inputs.video_loss_mask)
@@ -79,8 +94,9 @@ class TrainingStrategy(ABC):
         audio_pred: Tensor | None,  # `[B, M, C]` velocity
         inputs: ModelInputs,  # what the step was built from
     ) -> Tensor:  # `[B]` float32, not reduced
-        "The loss of each sample: the sum over the streams."
-        return sum(self.stream_losses(video_pred, audio_pred, inputs).values())
+        "The loss of each sample: the weighted sum over the streams."
+        losses = self.stream_losses(video_pred, audio_pred, inputs)
+        return sum(self.loss_weights.get(name, 1.0) * loss for name, loss in losses.items())
 
     def get_checkpoint_metadata(self) -> dict[str, str]:
         "What a saved LoRA has to say about how it was trained."
@@ -93,6 +109,7 @@ class StreamPlan:
     latents_dir: str  # the folder of its latents
     is_generated: bool = True  # False: a frozen stream, only listened to
     conditions: tuple = ()  # `Condition`, or anything with its fields
+    loss_weight: float = 1.0  # factor of its loss in the sum
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class Plan:
     video: StreamPlan | None = None  # None: the run has no video
     audio: StreamPlan | None = None  # None: the run has no sound
     name: str = "flexible"
+    caption_dropout: float = 0.0  # share of samples that are trained with an empty caption
 
 
 TEXT_TO_VIDEO = Plan(StreamPlan("latents"), StreamPlan("audio_latents"))
@@ -132,17 +150,46 @@ def read_streams(
 def caption_context(
     batch: dict,  # records by directory, collated
     stream: str,  # "video" or "audio"
+    dropped: Tensor | None = None,  # `[B]` bool, CPU: samples that get the empty caption
+    empty: dict[str, Tensor] | None = None,  # the empty caption: `video_context`, `audio_context`, `[S, D]`
 ) -> Tensor:  # `[B, S, D]`
     "The encoded caption for a stream."
-    record = batch["conditions"]
-    if f"{stream}_context" not in record:
+    record, name = batch["conditions"], f"{stream}_context"
+    if name not in record:
         raise ValueError(
-            f"the {stream} stream needs {stream}_context, but the caption records hold {', '.join(record) or 'nothing'}: "
+            f"the {stream} stream needs {name}, but the caption records hold {', '.join(record) or 'nothing'}: "
             f"prepare the captions again with a checkpoint that has a {stream} stream, or leave that stream out of the strategy"
         )
-    return record[f"{stream}_context"]
+    context = record[name]
+    if dropped is None or not dropped.any():
+        return context
+    if context.shape[1:] != empty[name].shape:
+        raise ValueError(
+            f"the {stream} captions of the dataset are {list(context.shape[1:])}, the empty caption is {list(empty[name].shape)}: "
+            "prepare the captions again with this checkpoint and text encoder, or set caption_dropout to 0"
+        )
+    return torch.where(dropped.to(context.device)[:, None, None], empty[name].to(context), context)
 
 # %% ../nbs/3_flow/02_strategies.ipynb #c66e3ad7
+def video_reference_factors(
+    block,  # the video block of a plan, or None
+    batch: dict,  # records by directory, collated
+    known: tuple[int, int] | None = None,  # of the batches before
+) -> tuple[int, int] | None:  # (downscale, slowdown); None: no video reference
+    "The factors of the references in a batch, which have to be those of the whole run."
+    references = [c for c in block.conditions if c.type == "reference"] if block else []
+    for condition in references:
+        grid, small = (tuple(batch[name]["latents"].shape[2:]) for name in (block.latents_dir, condition.latents_dir))
+        found = reference_factors(grid, small)
+        if known and known != found:
+            raise ValueError(
+                f"{condition.latents_dir} mixes references of factors {known} and {found} "
+                "(space, time): a LoRA is trained for one pair of factors"
+            )
+        known = found
+    return known
+
+# %% ../nbs/3_flow/02_strategies.ipynb #71958b29
 class FlexibleStrategy(TrainingStrategy):
     "Any mix of generated, given and frozen parts of video and audio."
 
@@ -153,8 +200,13 @@ class FlexibleStrategy(TrainingStrategy):
         device: torch.device | str | None = None,  # where the model is; None: where the latents are
         dtype: torch.dtype | None = None,  # the model's; None: that of the encoded captions
     ):
-        self.config, self.factors, self.device, self.dtype = config, factors, device, dtype
+        self.config = config
+        self.place(factors, device, dtype)
+        blocks = {"video": config.video, "audio": config.audio}
+        self.loss_weights = {name: getattr(block, "loss_weight", 1.0) for name, block in blocks.items()}
+        self.caption_dropout = getattr(config, "caption_dropout", 0.0)
         self.reference_factors: tuple[int, int] | None = None  # (downscale, slowdown) of the video references seen
+        self.redrawn = 0  # samples whose conditions gave everything and were drawn again
 
     def get_data_sources(self) -> dict[str, str]:
         "Folder -> key in the batch: they are the same, so one folder may serve in two roles."
@@ -171,35 +223,30 @@ class FlexibleStrategy(TrainingStrategy):
         generator: torch.Generator | None = None,  # source of all randomness, on the CPU
     ) -> ModelInputs:
         "Draw a noise level and noise for each generated stream, and build the inputs of one step."
-        self._check_references(batch)
-        inputs = {}
+        self.reference_factors = video_reference_factors(self.config.video, batch, self.reference_factors)
+        inputs, dropped = {}, None
         for name, tokens in read_streams(self.config, batch, self.factors, self.device, generator).items():
-            sigma = torch.zeros(len(tokens.clean))
-            x = tokens.clean
+            self._count(name, tokens)
+            sigma, x, samples = torch.zeros(len(tokens.clean)), tokens.clean, len(tokens.clean)
+            if dropped is None and self.caption_dropout > 0:  # one coin a sample, for both streams
+                dropped = toss([self.caption_dropout], samples, generator)[:, 0]
             if tokens.generated:
-                sigma = timestep_sampler.sample(len(tokens.clean), tokens.length, generator=generator)
-                noise = torch.randn(tokens.clean[:, : tokens.length].shape, generator=generator).to(x.device, non_blocking=True)
+                sigma = timestep_sampler.sample(samples, tokens.length, generator=generator)
+                noise = torch.randn(x[:, : tokens.length].shape, generator=generator).to(x.device, non_blocking=True)
                 x = add_noise(tokens, sigma, noise)
                 inputs[f"{name}_targets"] = noise - tokens.clean[:, : tokens.length]
                 inputs[f"{name}_loss_mask"] = ~tokens.given[:, : tokens.length].to(x.device, non_blocking=True)
-            context = caption_context(batch, name).to(x.device, self.dtype, non_blocking=True)
+            context = caption_context(batch, name, dropped, self.empty_caption).to(x.device, self.dtype, non_blocking=True)
             inputs[name] = to_modality(tokens, x, sigma, context, self.dtype)
         return ModelInputs(**inputs)
 
-    def _check_references(self, batch: dict) -> None:
-        "All video references of a run are smaller by the same factors."
-        if (block := self.config.video) is None:
-            return
-        grid = tuple(batch[block.latents_dir]["latents"].shape[2:])
-        for condition in block.conditions:
-            if condition.type == "reference":
-                found = reference_factors(grid, tuple(batch[condition.latents_dir]["latents"].shape[2:]))
-                if (self.reference_factors or found) != found:
-                    raise ValueError(
-                        f"{condition.latents_dir} mixes references of factors {self.reference_factors} and {found} "
-                        "(space, time): a LoRA is trained for one pair of factors"
-                    )
-                self.reference_factors = found
+    def _count(self, stream: str, tokens: Tokens) -> None:
+        if tokens.redrawn and not self.redrawn:
+            _log.warning(
+                "the conditions of the %s stream gave all %d tokens of a sample, which left nothing to learn; they were drawn "
+                "again, as they will be from now on (counted in `strategy.redrawn`)", stream, tokens.length,
+            )  # fmt: skip
+        self.redrawn += tokens.redrawn
 
     def get_checkpoint_metadata(self) -> dict[str, str]:
         "The factors of the references, under the names that the public tools read."
@@ -207,7 +254,7 @@ class FlexibleStrategy(TrainingStrategy):
         names = {"reference_spatial_scale_factor": space, "reference_downscale_factor": space, "reference_temporal_scale_factor": time}
         return {name: str(factor) for name, factor in names.items() if factor != 1}
 
-# %% ../nbs/3_flow/02_strategies.ipynb #75371efb
+# %% ../nbs/3_flow/02_strategies.ipynb #d35e92e1
 STRATEGIES = {"flexible": FlexibleStrategy}
 
 
@@ -217,5 +264,8 @@ def get_training_strategy(
 ) -> TrainingStrategy:
     "The strategy that a configuration asks for."
     if config.name not in STRATEGIES:
-        raise ValueError(f"training_strategy.name is {config.name!r}; expected one of {', '.join(STRATEGIES)}")
+        raise ValueError(
+            f"training_strategy.name is {config.name!r}; expected one of {', '.join(STRATEGIES)}. A strategy of your own is "
+            "handed to the trainer: LtxvTrainer(config, strategy=...)"
+        )
     return STRATEGIES[config.name](config, **options)
