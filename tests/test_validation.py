@@ -10,19 +10,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import configure, make_place, names
 
-from ltx_nb.data.media import probe, read_sound
+from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
 from ltx_nb.generate import Guidance
 from ltx_nb.latents import ScaleFactors
 from ltx_nb.loading import CheckpointError, load_transformer, read_header
 from ltx_nb.lora import add_lora, fuse_lora, lora_layers, save_lora
 from ltx_nb.progress import make_progress
+from ltx_nb.request import Request, read_media
 from ltx_nb.tiny.checkpoint import file_tensors, make_tiny_checkpoint
 from ltx_nb.config import NEGATIVE_PROMPT
 from ltx_nb.validation import (
     Generated,
-    Request,
     ValidationRunner,
     decode_latents,
+    encode_given,
     encode_prompts,
     generate,
     texts_of,
@@ -83,16 +84,6 @@ def test_a_wrong_request_is_refused_before_anything_is_opened(tmp_path):
         generate(PROMPT, tmp_path / "none.safetensors", tmp_path / "none", width=33)
 
 
-def test_a_sample_with_conditions_is_left_out(place, tmp_path):
-    picture = Generated(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, 24.0).save(tmp_path / "first")
-    samples = [
-        {"prompt": PROMPT},
-        {"prompt": PROMPT, "conditions": [{"type": "first_frame", "image_or_video": str(picture)}]},
-    ]
-    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
-    assert [request.prompt for request in ValidationRunner(config, "cpu", torch.float32).requests] == [PROMPT]
-
-
 def test_the_samples_of_a_run_are_as_configured(place, tmp_path):
     samples = [{"prompt": "a", "seed": 0}, {"prompt": "b", "video_dims": [64, 32, 17]}, {"prompt": "c"}]
     config = configure(
@@ -132,7 +123,7 @@ def test_an_older_decoder_that_adds_noise_follows_the_seed_too(place, tmp_path):
         {k: v.bfloat16() for k, v in file_tensors(header).items() if "vae" in k}, path, {"config": json.dumps(header)}
     )
     latents = {"video": torch.randn(1, 128, 2, 1, 1)}
-    frames = [decode_latents([(Request(PROMPT, **SMALL, seed=seed), latents)], path)[0].frames for seed in (0, 0, 1)]
+    frames = [decode_latents([(read_media(Request(PROMPT, **SMALL, seed=seed)), latents)], path)[0].frames for seed in (0, 0, 1)]
     assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 
 
@@ -221,8 +212,8 @@ def test_the_negative_prompt_is_read_only_where_it_counts(place, guidance, strea
 
 
 def walk_of(place, request, contexts, transformer=None):
-    transformer = transformer or load_transformer(place.model, dtype=torch.float32)
-    return walk(transformer, request, contexts, "cpu", torch.float32, ScaleFactors(), make_progress("none"))
+    transformer, media = transformer or load_transformer(place.model, dtype=torch.float32), read_media(request)
+    return walk(transformer, media, media.record, contexts, "cpu", torch.float32, ScaleFactors(), make_progress("none"))
 
 
 def test_the_negative_prompt_matters(place):
@@ -280,6 +271,135 @@ def test_the_strength_of_a_lora(place, adapted):
         make(place, lora=adapted[1], lora_strength=s, **SILENT).frames.float() for s in (0.0, 0.5, 1.0)
     )
     assert 0 < (half - plain).abs().mean() < (full - plain).abs().mean()
+
+
+# what is given
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    "A film with sound, a picture, a mask for each stream."
+    folder, draw = tmp_path_factory.mktemp("media"), torch.Generator().manual_seed(3)
+    coarse = torch.rand(3, 3, 4, 4, generator=draw)
+    frames = torch.nn.functional.interpolate(coarse.movedim(1, 0)[None], (9, 64, 64), mode="trilinear")[0].movedim(0, 1)
+    frames = (frames * 255).to(torch.uint8)
+    sound = 0.3 * torch.sin(torch.arange(16000) * 0.2).expand(2, -1)
+    write_video(folder / "film.mp4", frames, 24, sound[:, :6000], 16000)
+    write_sound(folder / "sound.wav", sound[:, :6000], 16000)
+    write_image(folder / "picture.png", frames[0])
+    left = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    left[:, :, :32] = 255
+    write_image(folder / "left.png", left)
+    (folder / "mask.txt").write_text("0.1-0.3")
+    return folder
+
+
+FILM, SOUND = {"video": "film.mp4"}, {"audio": "sound.wav"}
+KINDS = {
+    "first_frame": {"image_or_video": "picture.png"},
+    "prefix": FILM | {"num_frames": 1},
+    "prefix of sound": SOUND | {"duration": 0.2},
+    "suffix": FILM | {"num_frames": 8},
+    "suffix of sound": SOUND | {"duration": 0.2},
+    "spatial_crop": FILM | {"spatial_region": [0, 0, 64, 32]},
+    "mask": FILM | {"mask": "left.png"},
+    "mask of sound": SOUND | {"mask": "mask.txt"},
+    "reference": FILM | {"downscale_factor": 2, "include_in_output": True},
+    "reference of sound": SOUND,
+    "video_to_audio": FILM,
+    "audio_to_video": SOUND,
+}
+WIDE = {"width": 64, "height": 64, "frames": 9}
+
+
+def condition(media, kind):
+    "As a configuration has it, with the files of the folder."
+    fields = {k: str(media / v) if isinstance(v, str) else v for k, v in KINDS[kind].items()}
+    return {"type": kind.split()[0], **fields}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_condition_makes_a_clip(place, media, tmp_path, kind):
+    made = make(place, **WIDE, conditions=[condition(media, kind)], output=tmp_path / "clip")
+    info = probe(tmp_path / "clip.mp4")
+    assert made.frames.shape == (9, 3, 64, 64) and info.frames == 9 and info.has_sound
+    assert info.width == (128 if kind == "reference" else 64)
+    other = make(place, **WIDE)
+    assert not torch.equal(made.frames, other.frames) or not torch.equal(made.sound, other.sound)
+
+
+@pytest.mark.parametrize(
+    ("kind", "region"),
+    [
+        ("first_frame", (slice(0, 1), slice(None))), ("prefix", (slice(0, 1), slice(None))),
+        ("suffix", (slice(1, None), slice(None))), ("spatial_crop", (slice(None), slice(0, 1))), ("mask", (slice(None), slice(0, 1))),
+    ],
+)  # fmt: skip
+def test_what_is_given_of_a_picture_is_kept_to_the_last_bit(place, media, contexts, kind, region):
+    "Latents of the result equal the input's own encoding, whatever guidance does."
+    request = Request(PROMPT, **SMALL | WIDE | {"guidance": GUIDED, "conditions": [condition(media, kind)]})
+    read = read_media(request)
+    (record,) = encode_given([read], place.model, dtype=torch.float32)
+    transformer = load_transformer(place.model, dtype=torch.float32)
+    done = walk(transformer, read, record, contexts, "cpu", torch.float32, ScaleFactors(), make_progress("none"))
+    frames, columns = region
+    kept, given = (x[0, :, frames, :, columns] for x in (done["video"], record["latents"]["latents"]))
+    assert torch.equal(kept, given) and given.any()
+    whole = encode_given([read_media(replace(request, conditions=[condition(media, "video_to_audio")]))], place.model, dtype=torch.float32)
+    expected = whole[0]["latents"]["latents"][0, :, frames, :, columns]
+    assert (given - expected).abs().mean() < 0.05 * expected.abs().mean()  # a film is a little off its picture
+
+
+def test_a_frozen_stream_is_in_the_file_as_it_was_read(place, media):
+    "Not through the autoencoder, and whether or not that stream was asked for (W61: explicit rules)."
+    given = {"conditions": [condition(media, "video_to_audio")]}
+    for video in (True, False):
+        made = make(place, **WIDE, **given, video=video)
+        assert torch.equal(made.frames, read_video(media / "film.mp4", sound=False).frames)
+        assert made.sound.shape == (2, round(9 / 24 * made.sample_rate))
+    given = {"conditions": [condition(media, "audio_to_video")]}
+    made = make(place, **WIDE, **given, audio=False)
+    assert torch.equal(made.sound, read_sound(media / "sound.wav")[0]) and made.sample_rate == 16000
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "streams"),
+    [
+        ("first_frame", ("audio_vae.", "vocoder."), SILENT),
+        ("video_to_audio", ("vae.decoder.",), {}),
+        ("audio_to_video", ("audio_vae.decoder.", "vocoder."), {}),
+        ("prefix of sound", ("vae.",), UNSEEN),
+    ],
+)
+def test_only_the_components_that_a_request_needs_are_loaded(place, media, tmp_path, kind, missing, streams):
+    "W43: the reference loads every decoder whatever is asked."
+    poor = without(place, tmp_path, *missing)
+    assert make(poor, **WIDE, **streams, conditions=[condition(media, kind)]).fps == 24
+
+
+def test_a_run_generates_samples_with_conditions(place, tmp_path, adapted, media):
+    samples = [{"prompt": "a", "conditions": [condition(media, kind)]} for kind in KINDS]
+    config = configure(
+        place, tmp_path, validation__interval=1, validation__samples=samples, validation__video_dims=[64, 64, 9],
+        validation__video_cfg_scale=1.0, validation__audio_cfg_scale=1.0,
+    )  # fmt: skip
+    runner = ValidationRunner(config, "cpu", torch.float32)
+    runner.encode()
+    files = runner.run(adapted[0], 0)
+    assert len(files) == len(KINDS) and {path.suffix for path in files} == {".mp4"}
+
+
+def test_a_sample_that_cannot_be_read_is_named_before_anything_is_loaded(place, tmp_path, media):
+    samples = [{"prompt": "a"}, {"prompt": "b", "conditions": [condition(media, "video_to_audio")], "video_dims": [64, 64, 17]}]
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
+    with pytest.raises(ValueError, match="validation sample 2: condition 1 .video_to_audio.: film.mp4 has 9 frames"):
+        ValidationRunner(config, "cpu", torch.float32)
+
+
+def test_the_order_of_two_samples_and_of_their_conditions_changes_nothing(place, media):
+    kinds = ["first_frame", "suffix of sound", "reference"]
+    one, other = (make(place, **WIDE, conditions=[condition(media, k) for k in order]) for order in (kinds, kinds[::-1]))
+    assert torch.equal(one.frames, other.frames) and torch.equal(one.sound, other.sound) and torch.equal(one.beside, other.beside)
 
 
 def test_a_runner_writes_its_samples_and_knows_them(place, tmp_path, adapted):
