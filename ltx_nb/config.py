@@ -23,12 +23,12 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'header_of', 'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists', 'factors_of',
            'sizes_fit_the_grid', 'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells',
            'crops_of', 'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
-           'media_of', 'samples_have_their_files', 'media_hold_what_is_asked', 'skipped_blocks_exist',
-           'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config', 'ConfigLoader',
-           'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs', 'accelerate_configs',
-           'config_text', 'load_config', 'save_config', 'check_files', 'mode_name', 'condition_words', 'stream_line',
-           'size_line', 'every', 'noise_line', 'sample_words', 'sample_rows', 'plan_rows', 'adapter_notes',
-           'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
+           'factors_of_dataset', 'references_are_as_in_the_data', 'media_of', 'samples_have_their_files',
+           'media_hold_what_is_asked', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
+           'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
+           'example_configs', 'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files',
+           'mode_name', 'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words',
+           'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -492,7 +492,7 @@ class ModalityConfig(Section):
                 if folder := getattr(c, field, None):
                     yield f"{stream}.conditions.{i}.{field}", folder, f"{stream} {holds}"
 
-
+# %% ../nbs/5_training/00_config.ipynb #c373e1bd
 class FlexibleStrategyConfig(Section):
     "What is generated and what is given."
 
@@ -1112,7 +1112,7 @@ def records_in(
     folder: Path,  # of one role; need not be there
 ) -> Iterator[str]:
     "The names of its records."
-    for _, _, names in os.walk(folder):
+    for _, _, names in os.walk(folder) if os.path.isdir(folder) else ():
         yield from (name for name in names if name.endswith((".safetensors", ".pt")) and not name.startswith("."))
 
 
@@ -1323,7 +1323,7 @@ def off_grid(
     "Whether a size does not divide into cells; it is reported elsewhere."
     return bool(size[0] % factors.width or size[1] % factors.height or (size[2] - 1) % factors.time)
 
-
+# %% ../nbs/5_training/00_config.ipynb #84a5e52a
 def spans_of(
     sample: ValidationSample,  # with its conditions
     stream: str,  # "video" or "audio"
@@ -1364,6 +1364,39 @@ def something_is_left_to_make(model: ModelConfig, validation: ValidationConfig) 
                     f"validation.samples.{i}.conditions: of {total} {unit} {parts}, so nothing of the {stream} is left to "
                     "generate; give less, or use more frames"
                 )
+
+# %% ../nbs/5_training/00_config.ipynb #bfc9d6e1
+def factors_of_dataset(
+    root: Path,  # the prepared folder
+    targets: str,  # folder of the clips
+    references: str,  # folder of their references
+) -> tuple[int, int] | None:  # (downscale, slowdown); None where there is no readable pair
+    "How much smaller and sparser the first reference of a dataset is."
+    from ltx_nb.conditions import reference_factors
+    from ltx_nb.data.store import list_records, modern_record, read_record
+
+    try:
+        clips, others = list_records(root / targets), list_records(root / references)
+        first = next(name for name in clips if name in others)
+        pair = [modern_record(read_record(files[first], True), "latents")["latents"] for files in (clips, others)]
+        return reference_factors(*(tuple(latents.shape[1:]) for latents in pair))
+    except Exception:  # what is wrong with a record is for the dataset to say
+        return None
+
+
+def references_are_as_in_the_data(
+    data: DataConfig, training_strategy: FlexibleStrategyConfig, validation: ValidationConfig
+) -> Iterator[str]:
+    block, root = training_strategy.video, resolve_data_root(data.preprocessed_data_root)
+    learnt = {c.latents_dir for c in block.conditions if c.type == "reference"} if block else set()
+    asked = [(path, c) for path, _, c in conditions_of(validation) if c.type == "reference" and c.video]
+    if len(learnt) != 1 or not asked or not (found := factors_of_dataset(root, block.latents_dir, *learnt)):
+        return
+    for path, c in asked:
+        for field, factor in zip(("downscale_factor", "temporal_scale_factor"), found):
+            if getattr(c, field) != factor:
+                place = root / next(iter(learnt))
+                yield f"{path}.{field}: given {getattr(c, field)}, but the references in {place} have {factor}; write {factor}"
 
 # %% ../nbs/5_training/00_config.ipynb #aca0fd37
 MEDIA_FIELDS = {"image_or_video": "has_video", "video": "has_video", "audio": "has_sound", "mask": None}
@@ -1443,6 +1476,7 @@ FILE_RULES = (
     sizes_fit_the_grid,
     parts_fit_the_sample,
     something_is_left_to_make,
+    references_are_as_in_the_data,
     samples_have_their_files,
     media_hold_what_is_asked,
     skipped_blocks_exist,
@@ -1621,7 +1655,7 @@ def config_text(
         )
     return (resources.files("ltx_nb") / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
 
-
+# %% ../nbs/5_training/00_config.ipynb #65b9ddfd
 def load_config(
     path: str | os.PathLike,  # a YAML file, or the name of an example such as "t2v_lora"
     overrides: Sequence[str] | Mapping[str, Any] = (),  # "optimization.steps=10", or {"optimization.steps": 10}

@@ -743,6 +743,25 @@ def test_conditions_that_fit_are_not_refused(machine, size, conditions):
     assert all("no such file" in line for line in lines)
 
 
+@pytest.mark.parametrize("downscale, slowdown, wrong", [(2, 1, 0), (1, 1, 1), (2, 2, 1), (1, 3, 2)])
+def test_references_of_samples_are_as_in_the_data(machine, downscale, slowdown, wrong):
+    "W1, W2: the LTX Trainer never compares the two."
+    import torch
+
+    from ltx_nb.data.store import write_record
+
+    write_record(machine / "data", "latents", "a", {"latents": torch.zeros(128, 4, 4, 8)})
+    write_record(machine / "data", "references", "a", {"latents": torch.zeros(128, 4, 2, 4)})
+    given = with_condition({"type": "reference", "latents_dir": "references"})
+    factors = {"downscale_factor": downscale, "temporal_scale_factor": slowdown}
+    given["validation"] |= {"video_dims": [384, 384, 97]}
+    given["validation"]["samples"][0]["conditions"] = [REFERENCE | factors]
+    message = refusal(given, check_files=True)
+    assert message.count("but the references in") == wrong and message.startswith(f"{wrong + 1} problem")
+    (machine / "data" / "references" / "a.safetensors").write_bytes(b"damaged")
+    assert "but the references in" not in refusal(given, check_files=True)
+
+
 def test_a_training_region_without_a_whole_cell_is_refused(machine):
     "W19: the LTX Trainer rounds the region down and gives other pixels than were asked for."
     given = with_condition({"type": "spatial_crop", "spatial_region": [16, 0, 60, 64]})
@@ -800,6 +819,13 @@ def test_media_without_what_a_condition_needs_are_named(machine, picture, sound)
         else:
             message = refusal(given, check_files=True)
             assert message.startswith("1 problem") and f"- validation.samples.0.conditions.0.{stream}: " in message
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "x" * 300, "../latents", "latents/deeper"])
+def test_an_odd_folder_name_is_answered_in_words(machine, folder):
+    given = changed("data.held_out", 1, with_condition({"type": "reference", "latents_dir": folder}))
+    given["validation"]["samples"][0]["conditions"] = [REFERENCE]
+    assert "data.preprocessed_data_root: folder" in refusal(given, check_files=True)
 
 
 def test_a_missing_folder_names_the_field_that_asks_for_it(machine):
