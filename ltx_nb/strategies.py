@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXT_TO_VIDEO', 'DEFAULT_FPS', 'STRATEGIES', 'ModelInputs', 'velocity_loss', 'TrainingStrategy', 'StreamPlan', 'Plan',
-           'read_streams', 'caption_context', 'video_reference_factors', 'FlexibleStrategy', 'get_training_strategy']
+           'read_streams', 'caption_context', 'count_redrawn', 'video_reference_factors', 'FlexibleStrategy',
+           'get_training_strategy']
 
 # %% ../nbs/3_flow/02_strategies.ipynb #1150bb95
 import logging
@@ -158,17 +159,33 @@ def caption_context(
     if name not in record:
         raise ValueError(
             f"the {stream} stream needs {name}, but the caption records hold {', '.join(record) or 'nothing'}: "
-            f"prepare the captions again with a checkpoint that has a {stream} stream, or leave that stream out of the strategy"
+            "prepare the captions again with a checkpoint that has this stream, or leave the stream out of the strategy"
         )
     context = record[name]
     if dropped is None or not dropped.any():
         return context
-    if context.shape[1:] != empty[name].shape:
+    nothing = (empty or {}).get(name)
+    if nothing is None or context.shape[1:] != nothing.shape:
         raise ValueError(
-            f"the {stream} captions of the dataset are {list(context.shape[1:])}, the empty caption is {list(empty[name].shape)}: "
-            "prepare the captions again with this checkpoint and text encoder, or set caption_dropout to 0"
+            f"the {stream} captions of the dataset are {list(context.shape[1:])}, the empty caption is "
+            f"{'missing' if nothing is None else list(nothing.shape)}: caption_dropout needs one of the same shape, made by the "
+            "same checkpoint and text encoder"
         )
-    return torch.where(dropped.to(context.device)[:, None, None], empty[name].to(context), context)
+    return torch.where(dropped.to(context.device)[:, None, None], nothing.to(context), context)
+
+# %% ../nbs/3_flow/02_strategies.ipynb #4b4c939b
+def count_redrawn(
+    before: int,  # samples so far
+    stream: str,  # "video" or "audio"
+    tokens: Tokens,  # of a batch
+) -> int:  # samples including this batch
+    "Count the samples that drew their conditions again, and warn at the first."
+    if tokens.redrawn and not before:
+        _log.warning(
+            "the conditions of the %s stream gave all %d tokens of a sample, which left nothing to learn; they were drawn "
+            "again, as they will be from now on (counted in `strategy.redrawn`)", stream, tokens.length,
+        )  # fmt: skip
+    return before + tokens.redrawn
 
 # %% ../nbs/3_flow/02_strategies.ipynb #c66e3ad7
 def video_reference_factors(
@@ -226,7 +243,7 @@ class FlexibleStrategy(TrainingStrategy):
         self.reference_factors = video_reference_factors(self.config.video, batch, self.reference_factors)
         inputs, dropped = {}, None
         for name, tokens in read_streams(self.config, batch, self.factors, self.device, generator).items():
-            self._count(name, tokens)
+            self.redrawn = count_redrawn(self.redrawn, name, tokens)
             sigma, x, samples = torch.zeros(len(tokens.clean)), tokens.clean, len(tokens.clean)
             if dropped is None and self.caption_dropout > 0:  # one coin a sample, for both streams
                 dropped = toss([self.caption_dropout], samples, generator)[:, 0]
@@ -239,14 +256,6 @@ class FlexibleStrategy(TrainingStrategy):
             context = caption_context(batch, name, dropped, self.empty_caption).to(x.device, self.dtype, non_blocking=True)
             inputs[name] = to_modality(tokens, x, sigma, context, self.dtype)
         return ModelInputs(**inputs)
-
-    def _count(self, stream: str, tokens: Tokens) -> None:
-        if tokens.redrawn and not self.redrawn:
-            _log.warning(
-                "the conditions of the %s stream gave all %d tokens of a sample, which left nothing to learn; they were drawn "
-                "again, as they will be from now on (counted in `strategy.redrawn`)", stream, tokens.length,
-            )  # fmt: skip
-        self.redrawn += tokens.redrawn
 
     def get_checkpoint_metadata(self) -> dict[str, str]:
         "The factors of the references, under the names that the public tools read."

@@ -416,8 +416,9 @@ def rehearse(
     for first, *_ in group_by_shape(shapes or dataset.all_shapes()):
         try:
             strategy.prepare_training_inputs(collate([dataset[first]]), timestep_sampler, torch.Generator().manual_seed(0))
-        except ValueError as error:
-            raise ValueError(f"sample {dataset.samples[first]} of {dataset.root}: {error}") from error
+        except (ValueError, KeyError) as error:
+            what = f"nothing is called {error}; does a condition name the folder of another role?" if isinstance(error, KeyError) else error
+            raise ValueError(f"sample {dataset.samples[first]} of {dataset.root}: {what}") from error
     return strategy.get_checkpoint_metadata()
 
 
@@ -525,10 +526,10 @@ def load_data(run: Run) -> None:
     run.strategy.place(ScaleFactors.from_config(read_header(config.model.model_path)), run.device, run.precision.inputs)
     run.dataset = open_dataset(config, run.strategy, run.device, run.progress)
     run.timesteps = get_timestep_sampler(flow.timestep_sampling_mode, flow.timestep_sampling_params)
-    check_masks(run.dataset, config.training_strategy)
     shapes = run.dataset.all_shapes()
     for name, value in rehearse(run.strategy, run.dataset, run.timesteps, shapes).items():
         run.progress.note(f"Read off the dataset, for the checkpoint's metadata: {name} = {value}")
+    check_masks(run.dataset, config.training_strategy)
     run.kept_out = held_out_samples(run.dataset.samples, config.data.held_out, config.seed)
     trained = [i for i in range(len(run.dataset)) if i not in set(run.kept_out)]
     run.trained_samples = Subset(run.dataset, trained) if run.kept_out else run.dataset

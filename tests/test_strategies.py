@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from ltx_nb.conditions import Condition
+from ltx_nb.conditions import Condition, to_modality
 from ltx_nb.config import FlexibleStrategyConfig
 from ltx_nb.latents import ScaleFactors
 from ltx_nb.samplers import ShiftedLogitNormalTimestepSampler, UniformTimestepSampler
@@ -171,6 +171,7 @@ def test_a_frozen_stream_may_have_a_reference():
 
 
 def test_metadata_names_factors_only_when_they_are_not_one():
+    "W1: read off the batches themselves, under the names that the public tools know."
     same = FlexibleStrategy(video_plan(Condition("reference", latents_dir="edges")))
     same.prepare_training_inputs(make_batch(), UniformTimestepSampler(), seeded())
     small = FlexibleStrategy(video_plan(Condition("reference", latents_dir="small")))
@@ -184,6 +185,7 @@ def test_metadata_names_factors_only_when_they_are_not_one():
 
 
 def test_references_of_other_factors_are_refused_in_the_same_run():
+    "W2: every batch is looked at, not the first pair."
     strategy = FlexibleStrategy(video_plan(Condition("reference", latents_dir="edges")))
     strategy.prepare_training_inputs(make_batch(), UniformTimestepSampler(), seeded())
     batch = make_batch()
@@ -236,6 +238,7 @@ def test_nothing_to_train_is_an_error():
 
 
 def test_stored_bfloat16_becomes_float32_noise_and_targets():
+    "W7: noise, mixture and targets in float32, whatever is stored."
     batch = make_batch(dtype=torch.bfloat16)
     inputs = prepare(TEXT_TO_VIDEO, batch, dtype=torch.bfloat16)
     assert inputs.video.latent.dtype == inputs.video.context.dtype == torch.bfloat16
@@ -279,6 +282,15 @@ def test_a_record_without_a_frame_rate_is_read_at_24():
     assert torch.equal(prepare(TEXT_TO_VIDEO, silent).video.positions, prepare(TEXT_TO_VIDEO, batch).video.positions)
 
 
+def test_samples_of_different_rates_share_a_batch():
+    "W10: positions of its own for each sample."
+    batch = make_batch()
+    batch["latents"]["fps"] = torch.tensor([24.0, 12.0])
+    positions = prepare(TEXT_TO_VIDEO, batch).video.positions
+    torch.testing.assert_close(positions[0, 0] * 2, positions[1, 0])
+    assert torch.equal(positions[0, 1:], positions[1, 1:])
+
+
 def test_scale_factors_reach_positions_and_crops():
     condition = Condition("spatial_crop", spatial_region=(0, 0, 16, 16))
     inputs = prepare(video_plan(condition), factors=ScaleFactors(8, 16, 16))
@@ -291,6 +303,80 @@ def test_sources_are_every_folder_that_a_batch_needs():
     sources = FlexibleStrategy(plan).get_data_sources()
     assert sources == {name: name for name in ("conditions", "latents", "masks", "edges", "audio_latents")}
     prepare(plan, {name: make_batch()[name] for name in sources})  # and nothing else is read
+
+
+def test_a_folder_may_serve_in_two_roles():
+    "W16: a clip as its own reference; nothing of the batch gets lost."
+    plan = video_plan(Condition("reference", latents_dir="latents"))
+    strategy = FlexibleStrategy(plan)
+    assert strategy.get_data_sources() == {"conditions": "conditions", "latents": "latents"}
+    seen = prepare(plan).video
+    assert torch.equal(seen.latent[:, TOKENS:], clean_tokens(make_batch())["video"])
+
+
+def test_redraws_are_counted_and_told_once(caplog):
+    "W14."
+    whole = Condition("prefix", 0.5, temporal_boundary=3), Condition("suffix", 0.5, temporal_boundary=1)
+    strategy = FlexibleStrategy(video_plan(*whole))
+    for seed in range(20):
+        inputs = strategy.prepare_training_inputs(make_batch(8), UniformTimestepSampler(), seeded(seed))
+        assert inputs.video_loss_mask.any(1).all()
+    assert strategy.redrawn == pytest.approx(160 / 4, abs=15)
+    assert [record.message.count(f"gave all {TOKENS} tokens") for record in caplog.records] == [1]
+
+
+def test_weights_of_streams():
+    "W18: what is minimised is weighted, what is logged is not; and 1 changes no bit."
+    plan = replace(
+        TEXT_TO_VIDEO, video=StreamPlan("latents", loss_weight=2.0), audio=StreamPlan("audio_latents", loss_weight=0.5)
+    )
+    inputs = prepare(plan)
+    predictions = [torch.zeros_like(target) for target in (inputs.video_targets, inputs.audio_targets)]
+    plain, weighted = FlexibleStrategy(TEXT_TO_VIDEO), FlexibleStrategy(plan)
+    parts = plain.stream_losses(*predictions, inputs)
+    for name, loss in weighted.stream_losses(*predictions, inputs).items():
+        assert torch.equal(loss, parts[name])
+    assert torch.equal(plain.compute_loss(*predictions, inputs), parts["video"] + parts["audio"])
+    torch.testing.assert_close(weighted.compute_loss(*predictions, inputs), 2 * parts["video"] + 0.5 * parts["audio"])
+    assert torch.equal(inputs.video.latent, prepare(TEXT_TO_VIDEO).video.latent)
+
+
+def test_weights_and_dropout_of_a_configuration_are_read():
+    block = {"is_generated": True, "latents_dir": "latents", "loss_weight": 0.25}
+    strategy = get_training_strategy(FlexibleStrategyConfig(video=block, caption_dropout=0.2))
+    assert strategy.loss_weights["video"] == 0.25 and strategy.caption_dropout == 0.2
+
+
+EMPTY = {"video_context": torch.full((5, 32), 7.0), "audio_context": torch.full((5, 16), 7.0)}
+
+
+def deaf(share: float, empty=EMPTY) -> FlexibleStrategy:
+    strategy = FlexibleStrategy(replace(TEXT_TO_VIDEO, caption_dropout=share))
+    strategy.empty_caption = empty
+    return strategy
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_dropped_captions(share):
+    "W17: one coin a sample for both streams; none where the outcome is certain."
+    batch = make_batch(200)
+    inputs = deaf(share).prepare_training_inputs(batch, UniformTimestepSampler(), seeded())
+    dropped = {name: (getattr(inputs, name).context == 7).all((1, 2)) for name in ("video", "audio")}
+    assert torch.equal(dropped["video"], dropped["audio"])
+    assert dropped["video"].float().mean().item() == pytest.approx(share, abs=0.08 if 0 < share < 1 else 0)
+    kept = ~dropped["video"]
+    assert torch.equal(inputs.audio.context[kept], batch["conditions"]["audio_context"][kept])
+    if share in (0.0, 1.0):
+        assert torch.equal(inputs.video.latent, prepare(TEXT_TO_VIDEO, batch).video.latent)
+
+
+@pytest.mark.parametrize(
+    "empty, said",
+    [(None, "is missing"), ({"video_context": torch.zeros(4, 32)}, r"\[5, 32\], the empty caption is \[4, 32\]")],
+)
+def test_an_empty_caption_that_does_not_fit_is_refused(empty, said):
+    with pytest.raises(ValueError, match=said):
+        deaf(1.0, empty).prepare_training_inputs(make_batch(), UniformTimestepSampler(), seeded())
 
 
 def test_configuration_and_plan_say_the_same():
@@ -314,6 +400,35 @@ def test_streams_keep_given_and_references_apart():
     )
     assert list(streams) == ["video"] and streams["video"].length == TOKENS
     assert streams["video"].given.sum(1).tolist() == [FRAME + TOKENS] * 2
+
+
+class SoundAtOneLevel(TrainingStrategy):
+    "A strategy of one's own, from nothing."
+
+    def get_data_sources(self):
+        return {"conditions": "conditions", "audio_latents": "audio_latents"}
+
+    def prepare_training_inputs(self, batch, timestep_sampler, generator=None):
+        tokens = read_streams(Plan(None, StreamPlan("audio_latents")), batch, self.factors, self.device)["audio"]
+        noise, sigma = torch.zeros_like(tokens.clean), torch.full((len(tokens.clean),), 0.5)
+        seen = to_modality(tokens, 0.5 * tokens.clean, sigma, batch["conditions"]["audio_context"], self.dtype)
+        return ModelInputs(audio=seen, audio_targets=noise - tokens.clean)
+
+
+def test_a_strategy_of_ones_own_is_told_its_place_and_inherits_the_losses():
+    strategy = SoundAtOneLevel()
+    strategy.place(ScaleFactors(4, 16, 16), "cpu", torch.bfloat16)
+    inputs = strategy.prepare_training_inputs(make_batch(), None)
+    assert inputs.audio.latent.dtype == torch.bfloat16 and strategy.factors.time == 4
+    loss = strategy.compute_loss(None, inputs.audio_targets + 2, inputs)
+    assert loss.tolist() == [4.0, 4.0] and strategy.get_checkpoint_metadata() == {}
+    strategy.loss_weights = {"audio": 0.5}
+    assert strategy.compute_loss(None, inputs.audio_targets + 2, inputs).tolist() == [2.0, 2.0]
+
+
+def test_a_name_that_no_strategy_has_is_answered_with_the_way_to_bring_one():
+    with pytest.raises(ValueError, match=r"'mine'; expected one of flexible.*LtxvTrainer\(config, strategy=...\)"):
+        get_training_strategy(replace(TEXT_TO_VIDEO, name="mine"))
 
 
 def test_a_strategy_of_ones_own_needs_two_methods():

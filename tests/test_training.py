@@ -1,5 +1,6 @@
 "Training: what moves, what is saved, what a resumed run has to be, and what is said when it cannot go on."
 
+import json
 import re
 import shutil
 import signal
@@ -11,16 +12,32 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONTEXT, SAMPLES, SIZE, TARGETS, configure, make_place, make_trainer, names, same, train, trained
+from tiny_runs import (
+    CONTEXT,
+    SAMPLES,
+    SIZE,
+    Notes,
+    TARGETS,
+    configure,
+    make_place,
+    make_trainer,
+    names,
+    same,
+    train,
+    trained,
+)
 
 from ltx_nb.config import load_config
-from ltx_nb.data.store import DummyDataset, Manifest, Recipe, WrongCheckpointError, checkpoint_identity, collate
+from ltx_nb.data.store import DummyDataset, Manifest, PrecomputedDataset, Recipe, WrongCheckpointError
+from ltx_nb.data.store import checkpoint_identity, collate, write_record
 from ltx_nb.latents import ConfigError, patchify_video
 from ltx_nb.loading import CheckpointError, load_embeddings_processor, load_text_encoder, load_transformer
 from ltx_nb.lora import export_lora, fuse_lora, read_lora
 from ltx_nb.model.text import caption_record
+from ltx_nb.progress import Progress
 from ltx_nb.strategies import FlexibleStrategy, ModelInputs
-from ltx_nb.training import LtxvTrainer, batch_losses, learning_rate, make_optimizer, trained_parameters
+from ltx_nb.training import LtxvTrainer, StepReport, batch_losses, held_out_losses, held_out_samples, learning_rate
+from ltx_nb.training import losses_by_level, make_optimizer, trained_parameters
 
 N = 2  # a whole run has 2N steps, an interrupted one N
 RATE = 3e-3
@@ -616,3 +633,284 @@ def test_samples_of_a_full_run_in_bf16(place, tmp_path):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32} and torch.isfinite(
         reports[0].losses["loss"]
     )
+
+
+# held-out clips
+
+
+SILENT = {"validation__samples": [], "validation__prompts": []}
+HELD = {"data__held_out": 2, "optimization__steps": 2 * N, "checkpoints__interval": N}
+CLIPS = 6
+
+
+@pytest.fixture(scope="module")
+def larger(place):
+    return place.with_data("larger", CLIPS)
+
+
+@pytest.fixture(scope="module")
+def measured(larger):
+    "A LoRA run with two clips held out, measured after N and 2N steps."
+    trainer = make_trainer(larger, larger.folder / "measured", validation__interval=N, **SILENT, **HELD, **DROPOUT)
+    reports = []
+    return trainer, reports, trainer.train(on_step=reports.append)
+
+
+def read_measurements(output):
+    return json.loads((output / "held_out.json").read_text())
+
+
+def test_held_out_clips_are_never_trained_on(larger, measured):
+    trainer = measured[0]
+    used = {
+        trainer.trained_samples[i]["idx"]
+        for epoch in range(3)
+        for batch in trainer.sampler.batches(epoch)
+        for i in batch
+    }
+    assert len(trainer.kept_out) == 2 and used == set(range(CLIPS)) - set(trainer.kept_out)
+    assert trainer.facts()["samples"] == CLIPS - 2
+
+
+def test_which_clips_are_held_out_follows_from_the_seed_and_their_names():
+    clips = [f"clip {n}" for n in range(30)]
+    chosen = held_out_samples(clips, 5, 42)
+    assert chosen == held_out_samples(clips, 5, 42) == sorted(chosen) and chosen != held_out_samples(clips, 5, 7)
+    fewer = [clip for n, clip in enumerate(clips) if n in chosen or n % 2]  # clips that went away change nothing
+    assert [fewer[i] for i in held_out_samples(fewer, 5, 42)] == [clips[i] for i in chosen]
+    assert held_out_samples(clips, 0, 42) == []
+
+
+def test_too_many_held_out_clips_are_refused(larger, tmp_path):
+    with pytest.raises(ConfigError, match=f"held_out.*{CLIPS}"):
+        make_trainer(larger, tmp_path, data__held_out=CLIPS).load()
+
+
+def test_the_held_out_loss_is_measured_at_the_start_and_with_each_validation(measured):
+    "W60: per stream, of the base and of every due step, in the reports, in the result and in a file."
+    trainer, reports, result = measured
+    assert [report.step for report in reports if report.held_out] == [N, 2 * N]
+    assert result.held_out["now"] == reports[-1].held_out and result.held_out["base"].keys() == STREAMS
+    found = read_measurements(trainer.output)
+    assert [(m["step"], m["base"]) for m in found["measurements"]] == [(0, True), (N, False), (2 * N, False)]
+    assert found["clips"] == [trainer.dataset.samples[i] for i in trainer.kept_out]
+    base, last = found["measurements"][0], found["measurements"][-1]
+    for name in ("video", "audio", "loss"):
+        table = torch.tensor(last["losses"][name])
+        difference = (table - torch.tensor(base["losses"][name])).mean(1)
+        assert table.shape == (2, len(found["sigmas"])) and table.mean().item() == pytest.approx(last["mean"][name])
+        assert last["change"][name] == pytest.approx(
+            [difference.mean().item(), difference.std().item() / 2**0.5], abs=1e-6
+        )
+    assert base["mean"]["loss"] == pytest.approx(base["mean"]["video"] + base["mean"]["audio"])
+    phase = next(phase for phase in trainer.progress.phases if phase.name == "Training")
+    assert [count for count, metrics in phase.history if "held_out_loss" in metrics] == [0, N, 2 * N]
+
+
+def test_measuring_leaves_no_trace_in_the_run(larger, tmp_path, measured):
+    "The same run with nothing measured on the way, by the last bit, with dropout from the global random numbers."
+    trainer, reports = train(larger, tmp_path, **HELD, **DROPOUT)
+    assert same(trained(trainer), trained(measured[0]))
+    assert [r.numbers() for r in reports] == [r.numbers() for r in measured[1]]
+    assert [bool(r.held_out) for r in reports] == [False] * (2 * N - 1) + [True]  # the end is always measured
+    assert reports[-1].held_out == measured[1][-1].held_out
+
+
+def test_the_base_is_the_model_without_a_lora(place, measured):
+    trainer = measured[0]
+    bare, clips = (
+        load_transformer(place.model, dtype=torch.float32),
+        [collate([trainer.dataset[i]]) for i in trainer.kept_out],
+    )
+    found = held_out_losses(bare, trainer.strategy, clips, seed=trainer.config.seed)
+    assert found["loss"].tolist() == read_measurements(trainer.output)["measurements"][0]["losses"]["loss"]
+
+
+def test_a_resumed_run_goes_on_with_its_measurements(larger, tmp_path, measured):
+    output = shutil.copytree(measured[0].output, tmp_path / "again")
+    older = output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
+    more = {"validation__interval": N, "model__load_checkpoint": older}
+    result = make_trainer(larger, output, **more, **SILENT, **HELD, **DROPOUT).train()
+    assert result.held_out == measured[2].held_out
+    assert read_measurements(output) == read_measurements(measured[0].output)
+
+
+def test_the_base_of_a_lora_that_was_resumed_elsewhere_is_measured_anew(larger, tmp_path, measured):
+    older = measured[0].output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
+    trainer = make_trainer(larger, tmp_path, model__load_checkpoint=older, **HELD, **DROPOUT).load()
+    assert trainer.measure(base=True) == pytest.approx(measured[2].held_out["base"], rel=1e-6)
+    assert trainer.measure() == pytest.approx(measured[1][N - 1].held_out, rel=1e-6)
+    assert all(module.training for module in trainer.model.modules())
+
+
+def test_the_base_of_a_full_run_is_looked_up_or_missing(larger, tmp_path):
+    more = {"model__training_mode": "full", "lora": None, **HELD}
+    first = make_trainer(larger, tmp_path, **more, validation__interval=N, **SILENT).train()
+    older = tmp_path / "checkpoints" / f"model_weights_step_0000{N}.safetensors"
+    resume = {"model__load_checkpoint": older, **more}
+    assert make_trainer(larger, tmp_path, **resume).load().measure(base=True) == first.held_out["base"]
+    assert make_trainer(larger, tmp_path / "elsewhere", **resume).load().measure(base=True) == {}
+
+
+def test_measuring_knows_no_dropout(larger, tmp_path):
+    "Neither of adapters nor of captions; and it puts the model back."
+    trainer = make_trainer(larger, tmp_path, lora__dropout=0.5, **HELD).load()
+    for name, parameter in trainer.parameters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    clips = [collate([trainer.dataset[i]]) for i in trainer.kept_out]
+    before = torch.get_rng_state()
+    plain = held_out_losses(trainer.model, trainer.strategy, clips)
+    trainer.strategy.caption_dropout = 1.0
+    again = held_out_losses(trainer.model, trainer.strategy, clips)
+    assert all(torch.equal(again[name], loss) for name, loss in plain.items()) and plain.keys() == STREAMS
+    assert torch.equal(torch.get_rng_state(), before) and trainer.strategy.caption_dropout == 1.0
+    assert all(module.training for module in trainer.model.modules())
+    other = held_out_losses(trainer.model, trainer.strategy, clips, seed=1)
+    assert not torch.equal(other["loss"], plain["loss"])
+
+
+# loss by noise level
+
+
+def test_each_stream_is_put_by_its_own_noise_level(measured):
+    "W59: the two streams of a sample have levels of their own."
+    for report in measured[1]:
+        assert report.draws.keys() == {"video", "audio"}
+        assert report.draws["video"][0, 0] != report.draws["audio"][0, 0]
+        for name, draws in report.draws.items():
+            assert draws[:, 1].mean().item() == pytest.approx(report.numbers()[name])
+    table = losses_by_level(measured[1], (0.0, 1.0))
+    assert table["audio"] == [pytest.approx(sum(r.numbers()["audio"] for r in measured[1]) / (2 * N))]
+
+
+def test_a_frozen_stream_has_no_level(place, tmp_path):
+    "W59: a film that is only looked at does not say where the sound stands."
+    trainer, reports = train(place, tmp_path, training_strategy__video__is_generated=False, optimization__steps=1)
+    assert reports[0].draws.keys() == {"audio"} and reports[0].draws["audio"][0, 0] > 0
+    assert reports[0].losses.keys() == {"loss", "audio"}
+
+
+def test_levels_on_an_edge_belong_above():
+    report = StepReport(
+        1, {}, 0.0, None, 0.0, draws={"video": torch.tensor([[0.0, 1.0], [0.5, 2.0], [1.0, 4.0], [0.49, 3.0]])}
+    )
+    assert losses_by_level([report], (0.0, 0.5, 1.0)) == {"video": [2.0, 3.0]}
+
+
+# found before anything is loaded
+
+
+def rules(**condition):
+    return {"training_strategy__video__conditions": [condition]}
+
+
+@pytest.fixture(scope="module")
+def guided(place):
+    "Clips of 2x2 cells with references of half the size, and masks."
+    data = DummyDataset(**SIZE | {"width": 64, "height": 64}, **CONTEXT, dataset_length=SAMPLES).save(
+        place.folder / "guided"
+    )
+    for n in range(SAMPLES):
+        small = {"latents": torch.randn(128, 2, 1, 1), "fps": 24.0}
+        write_record(data, "reference_latents", f"sample_{n:05d}", {"latents": small["latents"]}, {"fps": 24.0})
+        write_record(
+            data, "broken", f"sample_{n:05d}", {"latents": torch.randn(128, 2, 1, 2 if n == 1 else 1)}, {"fps": 24.0}
+        )
+        mask = torch.zeros(2, 2, 2, dtype=torch.uint8)
+        mask[0], mask[1] = 1, n == 1
+        write_record(data, "video_masks", f"sample_{n:05d}", {"mask": mask}, {})
+    return replace(place, data=data)
+
+
+def test_factors_of_references_are_in_the_metadata_of_the_lora(guided, tmp_path, monkeypatch):
+    "W1: read off the dataset, wherever the process was started."
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(
+        guided, tmp_path / "run", **rules(type="reference", latents_dir="reference_latents"), optimization__steps=1
+    )
+    result = trainer.train()
+    with safe_open(result.checkpoint, "pt") as file:
+        said = file.metadata()
+    assert said["reference_spatial_scale_factor"] == said["reference_downscale_factor"] == "2"
+    assert "reference_temporal_scale_factor" not in said and "reference_downscale_factor = 2" in told(trainer)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (
+            {"type": "reference", "latents_dir": "broken"},
+            "sample_00001.*2 frames, 1x2 cells does not fit a sample of 2 frames, 2x2",
+        ),
+        ({"type": "prefix", "temporal_boundary": 2}, "(?s)sample_00000.*of 8 tokens, prefix gives 8"),
+        ({"type": "mask", "mask_dir": "video_masks"}, "video_masks: the masks of sample_00001 keep everything"),
+        ({"type": "mask", "mask_dir": "reference_latents"}, "sample_00000.*nothing is called 'mask'"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_found_before_the_model_is_loaded(guided, tmp_path, condition, message):
+    "W2, W14: with the name of the sample."
+    trainer = make_trainer(guided, tmp_path, **rules(**condition))
+    with pytest.raises(ValueError, match=message):
+        trainer.load()
+    assert not hasattr(trainer, "model")
+
+
+def test_a_mask_that_only_sometimes_applies_may_keep_everything(guided, tmp_path):
+    "W14: such a sample is drawn again without it."
+    trainer = make_trainer(
+        guided, tmp_path, **rules(type="mask", mask_dir="video_masks", probability=0.5), optimization__steps=6
+    )
+    assert trainer.train().steps == 6 and trainer.strategy.redrawn > 0
+
+
+# captions that are dropped
+
+
+def test_dropped_captions_are_empty_ones(place, tmp_path, encoder):
+    "W17: the empty caption is encoded before the transformer is loaded."
+    data = place.with_data("long", SAMPLES).data
+    for sample in PrecomputedDataset(data, ["conditions"]).samples:
+        write_record(
+            data,
+            "conditions",
+            sample,
+            {"video_context": torch.randn(128, 128), "audio_context": torch.randn(128, 64)},
+            {},
+        )
+    trainer = make_trainer(replace(place, data=data), tmp_path, training_strategy__caption_dropout=1.0).load()
+    inputs = trainer.strategy.prepare_training_inputs(
+        collate([trainer.dataset[0]]), trainer.timesteps, trainer.generator
+    )
+    nothing = encoder("")
+    torch.testing.assert_close(inputs.video.context, nothing.video, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(inputs.audio.context, nothing.audio, atol=1e-4, rtol=1e-4)
+    assert [report.step for report in trainer.steps()] == [1, 2]
+
+
+# a strategy of one's own
+
+
+class SoundOnly(FlexibleStrategy):
+    "Nothing of the film counts."
+
+    def compute_loss(self, video_pred, audio_pred, inputs):
+        return self.stream_losses(video_pred, audio_pred, inputs)["audio"]
+
+
+def test_a_strategy_of_ones_own(place, tmp_path, whole):
+    config = configure(place, tmp_path, optimization__steps=2 * N, **DROPOUT)
+    trainer = LtxvTrainer(config, Progress(Notes()), "cpu", SoundOnly(config.training_strategy))
+    first = next(trainer.steps()).numbers()
+    usual = whole[1][0].numbers()
+    assert first["loss"] == first["audio"] == usual["audio"] and first["video"] == usual["video"]
+    assert trainer.strategy.device == trainer.device and trainer.strategy.dtype == torch.float32
+    assert trainer.facts()["strategy"] == "SoundOnly"
+
+
+def test_another_strategy_on_resume_is_reported(place, tmp_path, whole):
+    config = configure(
+        place, tmp_path, model__load_checkpoint=whole[1][N - 1].checkpoint, optimization__steps=9, **DROPOUT
+    )
+    trainer = LtxvTrainer(config, Progress(Notes()), "cpu", SoundOnly(config.training_strategy)).load()
+    assert "strategy: saved None, now 'SoundOnly'" in told(trainer)
