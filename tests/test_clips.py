@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltx_nb.data.clips import (
-    Bucket, Dataset, DatasetError, Sample, check_dataset, check_sample, choose_bucket, example_clips, parse_buckets,
-    plan_clip, read_dataset, read_sample, sample_id,
+    Bucket, Dataset, DatasetError, Sample, check_dataset, check_sample, choose_bucket, example_clips, follow_plan,
+    parse_buckets, plan_clip, read_dataset, read_sample, sample_id,
 )
-from ltx_nb.data.media import MediaError, probe, write_image, write_sound, write_video
+from ltx_nb.data.media import MediaError, MediaInfo, probe, write_image, write_sound, write_video
 from ltx_nb.latents import ScaleFactors
 
 ROWS = [
@@ -167,6 +168,43 @@ def test_folders_skip_hidden_files_and_join_a_sound_to_its_film(tmp_path):
     dataset = read_dataset(tmp_path)
     assert {sample.id: sorted(sample.media) for sample in dataset} == {
         "a.mp4": ["audio", "video"], "b.png": ["video"], "song.wav": ["audio"]}
+
+
+def test_companions_lie_beside_their_clip(tmp_path):
+    names = ("a.mp4 a.reference.mp4 a.reference.wav a.mask.png a.audio_mask.txt a.txt x/a.v2.mp4 x/a.v2.mask.mp4 song.wav "
+             "song.audio_mask.json song.reference.flac alone.mask.png b.reference.txt").split()
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("?")
+    found = {sample.id: {role: path.name for role, path in sample.media.items()} for sample in read_dataset(tmp_path)}
+    assert found == {
+        "a.mp4": {"video": "a.mp4", "reference_video": "a.reference.mp4", "reference_audio": "a.reference.wav",
+                  "video_mask": "a.mask.png", "audio_mask": "a.audio_mask.txt"},
+        "x/a.v2.mp4": {"video": "a.v2.mp4", "video_mask": "a.v2.mask.mp4"}, "alone.mask.png": {"video": "alone.mask.png"},
+        "song.wav": {"audio": "song.wav", "audio_mask": "song.audio_mask.json", "reference_audio": "song.reference.flac"},
+    }
+    one = read_dataset(tmp_path / "a.mp4").samples[0]
+    assert {role: path.name for role, path in one.media.items()} == found["a.mp4"] and one.caption == "?"
+    (tmp_path / "a.mask.mp4").write_text("?")
+    with pytest.raises(DatasetError, match=r"a\.mask\.mp4 and a\.mask\.png are both the video_mask of a"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("written", "seconds"), [
+    ("0.5-1.2; 2-3", ((0.5, 1.2), (2.0, 3.0))), ([[2, 3], [0.5, 1.2]], ((0.5, 1.2), (2.0, 3.0))), ("2-", ((2.0, math.inf),)),
+    ([[1, 2], [2, 3]], ((1.0, 3.0),)), ("masks/1-2.wav", ()), ("", ()), (None, ()),
+])
+def test_an_audio_mask_may_be_seconds_or_a_file(tmp_path, written, seconds):
+    sample = read_dataset(write_rows(tmp_path, "json", [{"caption": "a", "video": "a.mp4", "audio_mask": written}])).samples[0]
+    assert sample.kept_sound == seconds and ("audio_mask" in sample.media) == (written == "masks/1-2.wav")
+    assert ("audio_mask" in sample.roles) == bool(written)
+
+
+@pytest.mark.parametrize("written", ["3-2", "1-1", "1", "1-2-3", "; ;", [[3, 2]], [[1]], [["a", "b"]], [[-1, 2]], [1, 2], []])
+def test_seconds_that_make_no_sense_are_named_with_their_row(tmp_path, written):
+    rows = [{"caption": "a", "video": "a.mp4"}, {"caption": "b", "video": "b.mp4", "audio_mask": written}]
+    with pytest.raises(DatasetError, match="row 2.*audio_mask: .* is no list of intervals"):
+        read_dataset(write_rows(tmp_path, "json", rows))
 
 
 @pytest.mark.parametrize("name", ["nowhere", "notes.md"])
@@ -447,3 +485,41 @@ def test_unforeseen_trouble_with_one_sample_is_a_finding(tmp_path, monkeypatch):
     sample = Sample("a", "x", {"video": tmp_path / "a.mp4"})
     finding = only(check_dataset(Dataset(tmp_path, tmp_path, (sample,)), SMALL))
     assert (finding.state, finding.reason) == ("no", "error") and "a bug in the decoder" in finding.remarks[0]
+
+
+# what comes with a clip
+
+
+SHAPES = {(192, 108): True, (96, 54): True, (1920, 1080): True, (853, 480): True, (191, 108): True, (108, 192): False,
+          (192, 120): False, (128, 64): True, (64, 32): True, (100, 100): False, (160, 96): False}
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_a_companion_has_the_shape_of_its_clip_or_of_the_bucket(size):
+    info = MediaInfo(Path("clip.mp4"), 192, 108, 49, Fraction(24), duration=49 / 24)
+    plan = plan_clip(info, [Bucket(128, 64, 17)])
+    other = replace(info, width=size[0], height=size[1])
+    if not SHAPES[size]:
+        with pytest.raises(MediaError, match=f"is {size[0]}x{size[1]}, its clip 192x108") as caught:
+            follow_plan(other, plan)
+        assert caught.value.reason == "other shape"
+    elif size in ((128, 64), (64, 32)):
+        assert follow_plan(other, plan).lost == 0
+    else:
+        assert follow_plan(other, plan) == plan.cover
+
+
+@pytest.mark.parametrize(("role", "path", "reason"), [
+    ("video_mask", "tall.mp4", "other shape"), ("reference_video", "tall.mp4", "other shape"), ("video_mask", "short.mp4", "too short"),
+    ("reference_video", "short.mp4", "too short"), ("reference_video", "still.png", "still"), ("video_mask", "still.png", ""),
+    ("reference_audio", "short.mp4", "no sound"), ("audio_mask", "gone.txt", "missing"), ("video_mask", "gone.png", "missing"),
+])
+def test_the_doctor_looks_at_companions(tmp_path, role, path, reason):
+    film(tmp_path / "clip.mp4")
+    film(tmp_path / "tall.mp4", size=(64, 96), sound=False)
+    film(tmp_path / "short.mp4", frames=8, sound=False)
+    write_image(tmp_path / "still.png", torch.zeros(3, 64, 96, dtype=torch.uint8))
+    sample = Sample("clip.mp4", "A clip.", {"video": tmp_path / "clip.mp4", role: tmp_path / path})
+    finding = check_sample(sample, parse_buckets("64x64x17"))
+    assert (finding.reason, finding.role) == (reason, role if reason else "")
+    assert str(tmp_path) not in str(finding.remarks)

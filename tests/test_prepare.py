@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from fractions import Fraction
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from ltx_nb import loading
 from ltx_nb.data import prepare as chapter
 from ltx_nb.data import store as store_chapter
-from ltx_nb.data.clips import example_clips
+from ltx_nb.data.clips import example_clips, parse_buckets, plan_clip
 from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
 from ltx_nb.data.prepare import PrepareError, Quiet, prepare
+from ltx_nb.data.roles import read_reference
 from ltx_nb.data.store import (
     Manifest, PrecomputedDataset, check_checkpoint, checkpoint_identity, collate, list_records, read_record,
     record_path,
@@ -460,3 +462,275 @@ def test_previews_show_every_clip_and_are_no_clips(place, tiny):
     times = [path.stat().st_mtime_ns for path in previews]
     report = prepare(place / "clips", place / "clips" / "out", tiny.model, tiny.text_encoder, SMALL, decode=True)
     assert len(report.samples) == 3 and [path.stat().st_mtime_ns for path in previews] == times
+    assert not (place / "clips" / "out" / "decoded_reference_videos").exists()
+
+
+# masks and references
+
+EVERY = (*ROLES, "reference_latents", "reference_audio_latents", "video_masks", "audio_masks")
+BIG = "128x64x17"
+
+
+@pytest.fixture(scope="module")
+def companions(tmp_path_factory, tiny):
+    "The three clips, one with all companions, one with a mask alone, and their store."
+    folder = tmp_path_factory.mktemp("companions")
+    (folder / "clips").mkdir()
+    for name in CLIPS:
+        shutil.copy2(example_clips() / f"{name}.mp4", folder / "clips")
+    whole = read_video(folder / "clips" / "bird_sings.mp4")
+    write_video(folder / "clips" / "mirrored.mp4", whole.frames.flip(3), 24, whole.sound.flip(0), whole.sample_rate)
+    paint(folder / "clips" / "left.png", slice(0, 96))
+    rows = [
+        {"video": "bird_sings.mp4", "caption": "A bird.", "ref_media_path": "mirrored.mp4", "reference_audio": "mirrored.mp4",
+         "video_mask": "left.png", "audio_mask": "0-0.3; 0.5-"},
+        {"video": "bow_snaps.mp4", "caption": "A bow.", "video_mask": "left.png"},
+        {"video": "bunny_smiles.mp4", "caption": "A bunny."},
+    ]
+    (folder / "clips" / "list.json").write_text(json.dumps(rows))
+    report = with_companions(folder, tiny)
+    assert report.exit_code == 0 and tuple(report.count("made", role) for role in EVERY) == (3, 3, 3, 1, 1, 2, 1)
+    return folder
+
+
+@pytest.fixture
+def rich(companions, tmp_path):
+    "A copy of them to work on."
+    shutil.copytree(companions, tmp_path / "rich")
+    return tmp_path / "rich"
+
+
+def paint(path, columns, size=(108, 192)):
+    picture = torch.zeros(3, *size, dtype=torch.uint8)
+    picture[:, :, columns] = 255
+    return write_image(path, picture)
+
+
+def with_companions(place, tiny, buckets=BIG, factors=(2, 2), **options):
+    names = "reference_downscale_factor", "reference_temporal_scale_factor"
+    return again(place, tiny, buckets, "clips/list.json", **dict(zip(names, factors)), **options)
+
+
+def rewrite(place, change, row=0):
+    path = place / "clips" / "list.json"
+    rows = json.loads(path.read_text())
+    rows[row] = {name: value for name, value in {**rows[row], **change}.items() if value is not None}
+    path.write_text(json.dumps(rows))
+
+
+def every(report, state):
+    return tuple(report.count(state, role) for role in EVERY)
+
+
+def test_records_of_masks_and_references(companions):
+    item = PrecomputedDataset(companions / "data", list(EVERY))[0]
+    assert item["video_masks"]["mask"].dtype == item["audio_masks"]["mask"].dtype == torch.uint8
+    assert item["video_masks"]["mask"].tolist() == [[[1, 1, 0, 0]] * 2] * 3
+    assert item["latents"]["latents"].shape[1:] == (3, 2, 4) and item["audio_latents"]["latents"].shape[1] == 18
+    kept = item["audio_masks"]["mask"]
+    assert kept.shape == (18,) and kept[:8].all() and not kept[8:14].any() and kept[14:].all()
+    reference = item["reference_latents"]
+    assert reference["latents"].shape == (128, 2, 1, 2) and reference["fps"] == 12 and reference["num_frames"] == 2
+
+
+def test_references_are_those_of_the_window(companions, tiny):
+    encoder = loading.load_video_vae_encoder(tiny.model, dtype=torch.float32)
+    plan = plan_clip(probe(companions / "clips" / "bird_sings.mp4"), parse_buckets(BIG))
+    clip = read_reference(companions / "clips" / "mirrored.mp4", plan, 2, 2)
+    with torch.no_grad():
+        expected = encode_video(encoder, clip.pixels()[None])[0].bfloat16()
+    torch.testing.assert_close(record(companions, "reference_latents", "bird_sings.mp4")["latents"], expected)
+    seconds = Fraction(17, 24)
+    sound, rate = read_sound(companions / "clips" / "mirrored.mp4", 0, seconds)
+    hears = loading.load_audio_vae_encoder(tiny.model, dtype=torch.float32)
+    found = record(companions, "reference_audio_latents", "bird_sings.mp4")
+    assert torch.equal(found["latents"], encode_audio(hears, sound[None], rate, float(seconds))[0])
+    assert found["duration"] == pytest.approx(17 / 24)
+
+
+def test_companions_are_made_once(rich, tiny, monkeypatch):
+    nothing_loads(monkeypatch)
+    monkeypatch.setattr(chapter, "read_video_mask", lambda *_: pytest.fail("a mask was read"))
+    assert every(with_companions(rich, tiny), "reused") == (3, 3, 3, 1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(("change", "redone", "reason"), [
+    ("downscale", (0, 0, 0, 1, 0, 0, 0), "option downscale changed from 2 to 1"),
+    ("slowdown", (0, 0, 0, 1, 0, 0, 0), "option slowdown changed from 2 to 1"),
+    ("rule", (0, 0, 0, 0, 0, 2, 0), "option keep changed from 'all' to 'any'"),
+    ("mask", (0, 0, 0, 0, 0, 2, 0), "left.png"),
+    ("reference", (0, 0, 0, 1, 1, 0, 0), "mirrored.mp4"),
+    ("seconds", (0, 0, 0, 0, 0, 0, 1), "option intervals changed"),
+    ("start", (0, 1, 1, 1, 1, 1, 1), "option start changed"),
+    ("length", (0, 3, 3, 1, 1, 2, 1), "option bucket changed"),
+    ("crop", (0, 3, 0, 1, 0, 2, 0), "option crop changed"),
+    ("overwrite", (3, 3, 3, 1, 1, 2, 1), "everything"),
+])
+def test_only_the_companions_that_changed_are_redone(rich, tiny, change, redone, reason):
+    "W67: masks go by the same rules as latents, and overwrite reaches them."
+    options = {"downscale": {"factors": (1, 2)}, "slowdown": {"factors": (2, 1)}, "rule": {"mask_keep": "any"},
+               "length": {"buckets": "128x64x33", "factors": (2, 2)}, "crop": {"buckets": "64x64x17"}, "overwrite": {"overwrite": True}}
+    if change == "mask":
+        paint(rich / "clips" / "left.png", slice(0, 128))
+    elif change == "reference":
+        shutil.copy2(rich / "clips" / "bird_sings.mp4", rich / "clips" / "mirrored.mp4")
+    elif change == "seconds":
+        rewrite(rich, {"audio_mask": "0-0.4"})
+    elif change == "start":
+        rewrite(rich, {"start": 0.25, "audio_mask": "0-0.3; 0.5-"})
+    elif change == "length":
+        rewrite(rich, {"video": "bird_sings.mp4"})
+        shutil.copy2(rich / "clips" / "bird_sings.mp4", rich / "clips" / "bunny_smiles.mp4")  # long enough
+    report = with_companions(rich, tiny, **options.get(change, {}))
+    assert every(report, "redone") == redone and report.exit_code == 0 and report.count("made") == 0
+    assert reason in "\n".join(report.summary())
+    again_ = {name: value for name, value in options.get(change, {}).items() if name != "overwrite"}
+    assert report.count("redone") + report.count("reused") == with_companions(rich, tiny, **again_).count("reused")
+
+
+def test_samples_without_a_role_are_counted(companions, tiny):
+    "W65: by role, with names, before training leaves them out."
+    report = with_companions(companions, tiny)
+    assert report.lacking["video_masks"] == ("bunny_smiles.mp4",) and len(report.lacking["reference_latents"]) == 2
+    assert "Without mask: 1 (bunny_smiles.mp4). Training on video_masks leaves them out." in report.summary()
+    for text in str(report), report._repr_html_():
+        assert "reference sound" in text and "sound mask" in text
+    assert PrecomputedDataset(companions / "data", ["latents", "video_masks"]).samples == ["bird_sings.mp4", "bow_snaps.mp4"]
+
+
+@pytest.mark.parametrize(("role", "trouble", "words", "gone"), [
+    ("video_mask", "missing", "does not exist", ()), ("video_mask", "square", "60x60, its clip 192x108", ("video_masks",)),
+    ("video_mask", "white", "keeps all", ("video_masks",)), ("video_mask", "text", "cannot be decoded", ("video_masks",)),
+    ("reference_video", "short", "5 frames .* is trained on 17", ("reference_latents",)),
+    ("reference_video", "torn", "damaged|frames", ("reference_latents",)),
+    ("reference_video", "still", "still image", ("reference_latents",)),
+    ("reference_audio", "silent", "no sound track", ("reference_audio_latents",)),
+    ("audio_mask", "missing", "does not exist", ()), ("audio_mask", "text", "bad_text.png", ("audio_masks",)),
+    ("audio_mask", "9-10", "keeps none of the 18 latent steps", ("audio_masks",)),
+])
+def test_a_bad_companion_costs_its_own_sample_only(rich, tiny, role, trouble, words, gone):
+    path = rich / "clips" / f"bad_{trouble}.png"
+    if trouble == "square":
+        paint(path, slice(0, 30), (60, 60))
+    elif trouble == "white":
+        paint(path, slice(None))
+    elif trouble == "text":
+        path.write_text("this is no picture")
+    elif trouble == "still":
+        paint(path, slice(0, 30))
+    elif trouble in ("short", "silent", "torn"):
+        path = path.with_suffix(".mp4")
+        whole = torch.randint(0, 256, (5 if trouble == "short" else 17, 3, 108, 192), dtype=torch.uint8)
+        write_video(path, whole, 24)
+        path.write_bytes(path.read_bytes()[: -1000 if trouble == "torn" else None])
+    rewrite(rich, {"ref_media_path": None} if role == "reference_video" else {})
+    rewrite(rich, {role: trouble if trouble[0].isdigit() else path.name})
+    report = with_companions(rich, tiny)
+    assert list(report.skipped) == ["bird_sings.mp4"] and report.exit_code == 3
+    assert re.search(words, report.skipped["bird_sings.mp4"]), report.skipped
+    for folder in EVERY:
+        assert record_path(rich / "data", folder, "bird_sings.mp4").exists() == (folder not in gone), folder
+
+
+def test_seconds_in_a_table_are_no_file(rich, tiny):
+    "Also as pairs in a JSON list; counted from the beginning of the clip, not of the window."
+    rewrite(rich, {"start": 0.25, "audio_mask": [[0.25, 0.55], [0.9, 9]]})
+    with_companions(rich, tiny)
+    kept = record(rich, "audio_masks", "bird_sings.mp4")["mask"]
+    assert kept.tolist() == [1] * 8 + [0] * 9 + [1] * (len(kept) - 17)
+    rewrite(rich, {"audio_mask": "0.9-0.5"})
+    with pytest.raises(ValueError, match=r"row 1: audio_mask: '0.9-0.5' is no list of intervals"):
+        with_companions(rich, tiny)
+
+
+def test_sound_alone_with_its_mask_and_reference(place, tiny):
+    "Named after the sample, cut or filled up to its duration."
+    tone = 0.3 * torch.sin(torch.arange(32000) / 10).expand(2, -1)
+    write_sound(place / "clips" / "song.wav", tone, 16000)
+    write_sound(place / "clips" / "voice.wav", tone[:, :8000], 16000)
+    write_sound(place / "clips" / "gate.wav", torch.ones(2, 32000) * (torch.arange(32000) < 16000), 16000)
+    rows = [{"audio": "song.wav", "caption": "A song.", "reference_audio": "voice.wav", "audio_mask": "gate.wav", "id": "one"},
+            {"audio": "song.wav", "caption": "Part.", "reference_audio": "song.wav", "audio_mask": "1.5-", "start": 1, "id": "two"},
+            {"audio": "song.wav", "caption": "None.", "end": 1.0, "id": "three"}]
+    (place / "clips" / "list.json").write_text(json.dumps(rows))
+    report = again(place, tiny, clips="clips/list.json")
+    assert report.usable == ("one", "two", "three") and set(report.lacking) == {"reference_audio_latents", "audio_masks"}
+    for name, steps in ("one", 50), ("two", 25):
+        for role in "audio_latents", "reference_audio_latents":
+            assert record(place, role, name)["latents"].shape[1] == steps and record(place, role, name)["duration"] == steps / 25
+    assert record(place, "audio_masks", "one")["mask"].tolist() == [1] * 25 + [0] * 25
+    assert record(place, "audio_masks", "two")["mask"].tolist() == [0] * 14 + [1] * 11
+    torch.testing.assert_close(record(place, "reference_audio_latents", "two")["latents"], record(place, "audio_latents", "two")["latents"])
+    short, whole = (record(place, role, "one")["latents"] for role in ("reference_audio_latents", "audio_latents"))
+    torch.testing.assert_close(short[:, :10], whole[:, :10])
+    assert not torch.allclose(short[:, 20:], whole[:, 20:], atol=0.01)  # silence
+
+
+def test_without_sound_only_what_is_seen_is_prepared(companions, tiny, tmp_path):
+    report = prepare(companions / "clips" / "list.json", tmp_path, tiny.model, tiny.text_encoder, BIG, with_audio=False)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["conditions", "latents", "reference_latents", "video_masks"]
+    assert any("without sound: reference_audio, audio_mask" in note for note in report.notes)
+
+
+def test_a_silent_clip_has_no_mask_of_its_sound(rich, tiny):
+    write_video(rich / "clips" / "bird_sings.mp4", read_video(rich / "clips" / "bird_sings.mp4").frames, 24)
+    report = with_companions(rich, tiny)
+    assert report.exit_code == 0 and report.silent == ("bird_sings.mp4",)
+    assert "bird_sings.mp4" in report.lacking["audio_masks"] and not list_records(rich / "data" / "audio_masks")
+
+
+def test_stills_beside_clips_keep_their_time_span(rich, tiny):
+    "W9: a single picture and its reference last as long as one frame of a film at 24 frames a second."
+    picture = read_video(rich / "clips" / "bird_sings.mp4", frames=1).frames[0]
+    write_image(rich / "clips" / "bird.png", picture)
+    write_image(rich / "clips" / "mirrored.png", picture.flip(2))
+    rewrite(rich, {"video": "bird.png", "ref_media_path": "mirrored.png", "video_mask": "left.png"}, row=2)
+    report = with_companions(rich, tiny, f"{BIG};128x64x1")
+    assert report.exit_code == 0
+    found = {role: record(rich, role, "bird.png") for role in ("latents", "reference_latents", "video_masks")}
+    assert found["latents"]["fps"] == found["reference_latents"]["fps"] == 24.0
+    assert found["latents"]["latents"].shape[1:] == (1, 2, 4) and found["reference_latents"]["latents"].shape[1:] == (1, 1, 2)
+    assert found["video_masks"]["mask"].tolist() == [[[1, 1, 0, 0]] * 2]
+    assert record(rich, "latents", "bird_sings.mp4")["fps"] == 24.0
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"buckets": "96x64x17"}, "96x64x17 .*nearest: 64 or 128"), ({"buckets": f"{BIG};64x64x25"}, "64x64x25 .*nearest: 17 or 33"),
+    ({"factors": (0, 1)}, "whole factors"), ({"factors": (1, 1.5)}, "whole factors"), ({"mask_keep": "most"}, "mask_keep is 'most'"),
+])
+def test_mistaken_factors_are_found_before_anything_is_loaded(rich, tiny, monkeypatch, given, words):
+    nothing_loads(monkeypatch)
+    with pytest.raises(ValueError, match=words):
+        with_companions(rich, tiny, **given)
+
+
+def test_several_buckets_go_with_both_factors(rich, tiny):
+    rewrite(rich, {"ref_media_path": "bunny_smiles.mp4"}, row=2)
+    report = with_companions(rich, tiny, f"{BIG};64x128x17")
+    assert report.exit_code == 0 and report.count("made", "reference_latents") == 1
+    shapes = {name: tuple(read_record(path)["latents"].shape[1:]) for name, path in list_records(rich / "data" / "reference_latents").items()}
+    assert shapes == {"bird_sings.mp4": (2, 1, 2), "bunny_smiles.mp4": (2, 2, 1)}
+
+
+def test_sizes_that_are_found_fit_the_references(companions, tiny, tmp_path):
+    report = prepare(
+        companions / "clips" / "list.json", tmp_path, tiny.model, tiny.text_encoder,
+        reference_downscale_factor=2, reference_temporal_scale_factor=2,
+    )  # fmt: skip
+    target, reference = (read_record(record_path(tmp_path, role, "bird_sings.mp4"))["latents"].shape for role in ("latents", "reference_latents"))
+    assert target[2:] == (2 * reference[2], 2 * reference[3]) and target[1] - 1 == 2 * (reference[1] - 1) and report.exit_code == 0
+
+
+def test_factors_without_references_and_columns_that_are_gone_are_told(rich, tiny):
+    rewrite(rich, {"ref_media_path": None, "video_mask": None})
+    report = with_companions(rich, tiny)
+    notes = "\n".join(report.notes)
+    assert "no sample names a reference_video" in notes and "still holds reference_latents of 1 samples" in notes
+    assert "still holds video_masks of 1 samples that name none now: bird_sings.mp4" in notes
+
+
+def test_previews_of_references(rich, tiny):
+    with_companions(rich, tiny, decode=True)
+    info = probe(rich / "data" / "decoded_reference_videos" / "bird_sings.mp4.mp4")
+    assert (info.width, info.height, info.frames, info.fps, info.has_sound) == (64, 32, 9, 12, True)
+    assert len(list((rich / "data" / "decoded_videos").iterdir())) == 3

@@ -404,6 +404,62 @@ def test_reads_the_reference_layout(tmp_path):
     assert ("audio_latents", "latents", (8, 5, 16)) in dataset.shapes(0)
 
 
+SEVEN = ("conditions", "latents", "audio_latents", "reference_latents", "reference_audio_latents", "video_masks", "audio_masks")
+
+
+def save_seven(root, name, number, legacy=False):
+    "One sample as the reference trainer leaves it: every role, pickled; `legacy` as its older versions did."
+    tensors, values = video_record(number)
+    small, small_values = video_record(number + 50, (2, 3, 2))
+    if legacy:
+        tensors, small = ({"latents": patchify_video(t["latents"][None])[0]} for t in (tensors, small))
+        embeds = {"prompt_embeds": random_tensor(8, 4, seed=number)}
+    else:
+        embeds = {"video_prompt_embeds": random_tensor(8, 4, seed=number), "audio_prompt_embeds": random_tensor(8, 2)}
+    sound = {"latents": random_tensor(8, 5, 16, seed=number), "num_time_steps": 5, "frequency_bins": 16, "duration": 0.2}
+    save_pt(root / f"latents/{name}.pt", {**tensors, **values})
+    save_pt(root / f"reference_latents/{name}.pt", {**small, **small_values, "fps": 12.0})
+    save_pt(root / f"conditions/{name}.pt", {**embeds, "prompt_attention_mask": torch.ones(8, dtype=torch.int64)})
+    save_pt(root / f"audio_latents/{name}.pt", sound)
+    save_pt(root / f"reference_audio_latents/{name}.pt", {**sound, "latents": -sound["latents"]})
+    save_pt(root / f"video_masks/{name}.pt", {"mask": (random_tensor(*GRID, seed=number) > 0).float()})
+    save_pt(root / f"audio_masks/{name}.pt", {"mask": (random_tensor(5, seed=number) > 0).float()})
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("given", ["the store", "its parent"])
+def test_reads_all_seven_roles_of_the_reference_layout(tmp_path, given, legacy):
+    root = tmp_path / ".precomputed"
+    for number, name in enumerate(["clips/a", "b"]):
+        save_seven(root, name, number, legacy)
+    dataset = PrecomputedDataset(root if given == "the store" else tmp_path, list(SEVEN))
+    assert dataset.samples == ["b", "clips/a"] and not dataset.dropped
+    batch = collate([dataset[1], dataset[0]])
+    assert set(batch) == {*SEVEN, "idx"}
+    for role, grid in ("latents", GRID), ("reference_latents", (2, 3, 2)):
+        assert batch[role]["latents"].shape == (2, 128, *grid)
+        assert batch[role]["width"].tolist() == [grid[2]] * 2
+    assert torch.equal(batch["latents"]["latents"][1], video_record(1)[0]["latents"])
+    assert torch.equal(batch["reference_latents"]["latents"][0], video_record(50, (2, 3, 2))[0]["latents"])
+    assert batch["latents"]["fps"].tolist() == [24, 24] and batch["reference_latents"]["fps"].tolist() == [12, 12]
+    assert torch.equal(batch["audio_latents"]["latents"], -batch["reference_audio_latents"]["latents"])
+    assert torch.equal(batch["video_masks"]["mask"][1], (random_tensor(*GRID, seed=1) > 0).float())
+    assert torch.equal(batch["audio_masks"]["mask"][1], (random_tensor(5, seed=1) > 0).float())
+    text = batch["conditions"]
+    assert "prompt_embeds" not in text and torch.equal(text["video_prompt_embeds"][1], random_tensor(8, 4, seed=1))
+    assert text["audio_prompt_embeds"].shape == (2, 8, 4 if legacy else 2) and text["prompt_attention_mask"].shape == (2, 8)
+    assert dataset.shapes(0) == dataset.shapes(1) and ("video_masks", "mask", GRID) in dataset.shapes(0)
+
+
+def test_a_sample_of_the_reference_layout_may_lack_a_mask(tmp_path):
+    for number, name in enumerate(["a", "b"]):
+        save_seven(tmp_path, name, number)
+    (tmp_path / "video_masks/b.pt").unlink()
+    assert PrecomputedDataset(tmp_path, list(SEVEN)).dropped == {"b": ["video_masks"]}
+    some = PrecomputedDataset(tmp_path, list(SEVEN), optional_sources=["video_masks"])
+    assert "video_masks" in some[0] and "video_masks" not in some[1]
+
+
 def test_legacy_patchified_latents_unpatchified(tmp_path):
     (tensors, values), audio = video_record(), random_tensor(50, 128)
     tokens = patchify_video(tensors["latents"][None])[0]

@@ -182,7 +182,7 @@ def _role_values(cells: dict[str, str], columns: dict[str, tuple[str, ...]], whe
 # %% ../../nbs/4_data/01_clips.ipynb #96207d2c
 def _pairs(text: str) -> list | None:
     "What a text says, unchecked; None: it names a file."
-    if re.match(r"\s*\[\s*\[", text):
+    if re.fullmatch(r"\s*\[.*\]\s*", text):
         return json.loads(text)
     if not text.strip() or re.search(r"[^\d.,;–\s-]", text):
         return None
