@@ -48,7 +48,7 @@ def load_world_model(
 def sample(
     parts: LtxModelComponents,
     texts: Sequence[str],  # captions; "" is none
-    given: Latents | None = None,  # clips that the plan may show to the model, one a caption
+    given: Latents | dict | None = None,  # clips, or records by folder, that the plan may show to the model, one a caption
     plan: Plan = TEXT_TO_VIDEO,  # what is generated and what is given
     scale: float = SCALE,  # of CFG; 1 is off
     steps: int = STEPS,  # of denoising
@@ -63,9 +63,11 @@ def sample(
         part = list(texts[start : start + batch])
         context = parts.text_encoder(part, batch_size=batch)
         record = blank_record(TINY.width, TINY.height, TINY.frames, TINY.fps, samples=len(part))
-        if given is not None:
+        if isinstance(given, Latents):
             record["latents"]["latents"] = given.video[start : start + batch]
             record["audio_latents"]["latents"] = given.audio[start : start + batch]
+        elif given is not None:
+            record |= {folder: {key: value[start : start + batch] for key, value in known.items()} for folder, known in given.items()}
         prompt = Prompt(context.video, context.audio, nothing.video, nothing.audio)
         found = generate_latents(parts.transformer, record, prompt, plan, steps, guidance, seed + start, tokens=SHIFT_TOKENS)
         for name, latents in found.items():
