@@ -79,8 +79,9 @@ def read_video_mask(
     grey = torch.stack([picture.float().mean(0) / 255 for picture in pictures])
     advice = "Paint white what is to stay."
     if white := (grey > 0.5).float().mean().item():
-        advice = f"{white:.0%} of it is white, but no cell by the rule {keep!r}; a looser one is 'majority' or 'any'."
-    return check_mask(pool_video_mask(grey.expand(frames, -1, -1), factors, keep), info.path, advice)
+        advice = f"{white:.0%} of it is white, but no cell by the rule {keep!r}; the loosest rule is 'any'."
+    cells = pool_video_mask(grey, factors, keep).expand((frames - 1) // factors.time + 1, -1, -1)  # a still is held
+    return check_mask(cells.contiguous(), info.path, advice)
 
 # %% ../../nbs/4_data/04_roles.ipynb #bc4f57e1
 def kept_steps(
@@ -119,7 +120,7 @@ def loud_steps(
 def _tensor(path: Path) -> Tensor:
     "The values of a tensor file: the one called mask, or the first."
     try:
-        load = load_file if path.suffix == ".safetensors" else lambda p: torch.load(p, map_location="cpu", weights_only=True)
+        load = load_file if path.suffix.lower() == ".safetensors" else lambda p: torch.load(p, map_location="cpu", weights_only=True)
         found = load(path)
         found = found.get("mask", next(iter(found.values()))) if isinstance(found, dict) else found
         return torch.as_tensor(found).flatten().float()
@@ -132,7 +133,7 @@ def _written(path: Path) -> tuple:
     "The intervals in a text file."
     try:
         text = path.read_text("utf-8-sig")
-        data = json.loads(text) if path.suffix == ".json" else ";".join(text.split("\n"))
+        data = json.loads(text) if path.suffix.lower() == ".json" else ";".join(text.split("\n"))
         intervals = parse_intervals(data["intervals"] if isinstance(data, dict) else data)
     except (ValueError, KeyError) as error:
         raise MediaError(f"{path} cannot be read: {error}", "corrupt") from error
@@ -164,13 +165,14 @@ def read_audio_mask(
     path = Path(source) if intervals is None else None
     if path and not path.is_file():
         raise MediaError(f"{path} does not exist. Give a file, or seconds such as '0.5-1.2; 2-3'.", "missing")
-    if path and path.suffix in (".pt", ".safetensors"):
+    kind = path.suffix.lower() if path else ".txt"
+    if kind in (".pt", ".safetensors"):
         values = _tensor(path)
         if len(values) not in (steps, steps + 1):
             text = f"{path} has {len(values)} values; the window has {steps} latent steps. Give one value each, or seconds."
             raise MediaError(text, "other length")
         mask = (values[:steps] > 0.5).to(torch.uint8)
-    elif path and path.suffix not in (".txt", ".json"):
+    elif kind not in (".txt", ".json"):
         mask = _heard(path, steps, start)
     else:
         mask = kept_steps(intervals or _written(path), steps, start)
