@@ -305,7 +305,7 @@ def _companion(path: Path) -> tuple[Path, str] | None:
     }
     return (owner.with_suffix(""), words[owner.suffix]) if words.get(owner.suffix) else None
 
-
+# %% ../../nbs/4_data/01_clips.ipynb #0fabd8b9
 def _from_folder(root: Path, files: Iterable[Path]) -> Dataset:
     name, samples, files, beside = _Names(), [], sorted(files), {}
     media = [path for path in files if path.suffix.lower() in MEDIA_SUFFIXES]
@@ -484,8 +484,10 @@ def follow_plan(
     if available < bucket.frames:
         rate = plan.fps or info.fps
         raise MediaError(
-            f"{name} has {available} frames at {rate} fps from {plan.start:.2f} s on ({float(available / rate):.2f} s); its "
-            f"clip is trained on {bucket.frames} ({float(bucket.frames / rate):.2f} s). Give one at least as long.", "too short")
+            f"{name} has {available} frames at {rate} fps from {plan.start:.2f} s on ({float(available / rate):.2f} s); "
+            f"its clip is trained on {bucket.frames} ({float(bucket.frames / rate):.2f} s). Give one at least as long.",
+            "too short",
+        )
     if info.width * bucket.height == info.height * bucket.width:  # made for the bucket: cropped already
         return cover(info.width, info.height, plan.cover.target)
     width, height = plan.source or (plan.cover.width, plan.cover.height)
@@ -666,7 +668,7 @@ class Report:
         title = f"<p><b>{html.escape(self.title)}</b></p>" if self.title else ""
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{summary}</p>"
 
-
+# %% ../../nbs/4_data/01_clips.ipynb #7438b883
 def check_dataset(
     dataset: Dataset | str | Path,  # from `read_dataset`, or what it reads
     buckets: str | Sequence[Bucket] | None = None,  # "WxHxF;WxHxF"; None: sizes are not checked

@@ -8,9 +8,9 @@ __all__ = ['STILL_FPS', 'MOST_PIXELS', 'MOST_FRAMES', 'RECIPE_VERSION', 'FOLDERS
            'read_window_sound', 'why_silent', 'fitting_size', 'suggest_buckets', 'Settings', 'Task', 'picture_tasks',
            'sound_tasks', 'sample_tasks', 'PrepareError', 'in_words', 'Quiet', 'Books', 'kept', 'open_tasks',
            'read_ahead', 'release', 'run_stage', 'run_captions', 'write_previews', 'write_preview', 'PreparedSample',
-           'PrepareReport', 'report_head', 'report_table', 'report_html', 'report_text', 'Weights', 'check_weights',
-           'open_store', 'open_dataset', 'check_clips', 'leave_out', 'all_tasks', 'read_task', 'encode_all',
-           'dataset_notes', 'number_format', 'prepare', 'make_report']
+           'PrepareReport', 'report_lines', 'report_head', 'report_table', 'report_html', 'report_text', 'Weights',
+           'check_weights', 'open_store', 'open_dataset', 'check_clips', 'leave_out', 'all_tasks', 'read_task',
+           'encode_all', 'dataset_notes', 'number_format', 'prepare', 'make_report']
 
 # %% ../../nbs/4_data/03_prepare.ipynb #378d8ac6
 import gc
@@ -123,7 +123,8 @@ def window_seconds(
         return Fraction(plan.bucket.frames) / plan.fps
     end = info.sound_end if sample.end is None else min(sample.end, info.sound_end)
     if end <= sample.start:
-        raise MediaError(f"{info.path.name} has no sound from {sample.start} s on: its window ends at {end:.2f} s.", "too short")
+        text = f"{info.path.name} has no sound from {sample.start} s on: its window ends at {end:.2f} s."
+        raise MediaError(text, "too short")
     rest = Fraction(round((end - Fraction(sample.start)) * info.sample_rate), info.sample_rate)
     return rest if sample.end is None else Fraction(end - sample.start)
 
@@ -246,11 +247,12 @@ def picture_tasks(
     plan, maker, how = finding.plan, _made_by(identity, "video_vae"), finding.plan.cover
     view = {"bucket": str(plan.bucket), "start": plan.start, "fps": plan.fps and str(plan.fps), "version": RECIPE_VERSION}
     numbers = {"dtype": settings.dtype, "tiling": settings.tiling}
-    crop = {"crop": f"{how.width}x{how.height}+{how.left}+{how.top}"}
+    follows = view | {"crop": f"{how.width}x{how.height}+{how.left}+{how.top}"}
+    smaller = {"downscale": settings.downscale, "slowdown": settings.slowdown}
     wanted = {
         "video": (view | numbers, maker),
-        "reference_video": (view | numbers | crop | {"downscale": settings.downscale, "slowdown": settings.slowdown}, maker),
-        "video_mask": (view | crop | {"keep": settings.keep, "cell": [factors.time, factors.height, factors.width]}, {}),
+        "reference_video": (follows | numbers | smaller, maker),
+        "video_mask": (follows | {"keep": settings.keep, "cell": [factors.time, factors.height, factors.width]}, {}),
     }
     tasks = []
     for role, (options, made_by) in wanted.items():
@@ -279,8 +281,9 @@ def sound_tasks(
         recipe = Recipe(source_of(path), None, basis | {"seconds": seconds and str(seconds)}, maker)
         tasks.append(Task("reference_audio_latents", sample, recipe, info, plan, absent, seconds=seconds))
     if "audio_mask" in sample.roles:
-        path, options = sample.media.get("audio_mask"), basis | {"steps": seconds and audio_latent_length(float(seconds))}
-        recipe = Recipe(path and source_of(path), None, options | {"intervals": sample.kept_sound}, {})
+        path, steps = sample.media.get("audio_mask"), seconds and audio_latent_length(float(seconds))
+        options = basis | {"steps": steps, "intervals": sample.kept_sound}
+        recipe = Recipe(path and source_of(path), None, options, {})
         tasks.append(Task("audio_masks", sample, recipe, info, plan, absent, seconds=seconds))
     return tasks
 
@@ -669,20 +672,7 @@ class PrepareReport:
 
     def summary(self) -> list[str]:
         "The report in a few lines."
-        lines = [f"{len(self.usable)} of {len(self.samples)} samples are in {self.store} ({self.seconds:.1f} s)."]
-        if left_out := Counter(sample.reason for sample in self.samples if sample.reason):
-            lines.append("Left out: " + ", ".join(f"{n} {reason}" for reason, n in left_out.most_common()) + ".")
-        for role in WORDS:
-            counts = {state: self.count(state, role) for state in ("made", "redone", "reused", "none")}
-            if any(counts.values()):
-                size = f", {self.bytes[role] / 1e6:.1f} MB written" if self.bytes.get(role) else ""
-                lines.append(f"{role}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n) + f"{size}.")
-        lines += [f"Redone: {count} {role}, because {why}." for (role, why), count in self.reasons.items()]
-        if self.silent:
-            lines.append(f"Without sound: {_names(self.silent)}. Training with sound leaves them out.")
-        for role, names in self.lacking.items():
-            lines.append(f"Without {WORDS[role]}: {len(names)} ({_names(names)}). Training on {role} leaves them out.")
-        return [*lines, *self.notes]
+        return report_lines(self)
 
     def __rich__(self):
         return report_table(self)
@@ -694,6 +684,26 @@ class PrepareReport:
         return report_html(self)
 
 # %% ../../nbs/4_data/03_prepare.ipynb #e1d69760
+def report_lines(
+    report: PrepareReport,
+) -> list[str]:
+    "The report in a few lines."
+    lines = [f"{len(report.usable)} of {len(report.samples)} samples are in {report.store} ({report.seconds:.1f} s)."]
+    if left_out := Counter(sample.reason for sample in report.samples if sample.reason):
+        lines.append("Left out: " + ", ".join(f"{n} {reason}" for reason, n in left_out.most_common()) + ".")
+    for role in WORDS:
+        counts = {state: report.count(state, role) for state in ("made", "redone", "reused", "none")}
+        if any(counts.values()):
+            size = f", {report.bytes[role] / 1e6:.1f} MB written" if report.bytes.get(role) else ""
+            lines.append(f"{role}: " + ", ".join(f"{n} {state}" for state, n in counts.items() if n) + f"{size}.")
+    lines += [f"Redone: {count} {role}, because {why}." for (role, why), count in report.reasons.items()]
+    if report.silent:
+        lines.append(f"Without sound: {_names(report.silent)}. Training with sound leaves them out.")
+    for role, names in report.lacking.items():
+        lines.append(f"Without {WORDS[role]}: {len(names)} ({_names(names)}). Training on {role} leaves them out.")
+    return [*lines, *report.notes]
+
+
 def report_head(
     report: PrepareReport,
 ) -> tuple[str, ...]:
