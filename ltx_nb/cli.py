@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'TextEncoder', 'Device', 'Quiet', 'USER_ERRORS', 'OUT_OF_MEMORY', 'config_app', 'tiny_app',
            'known_device', 'show_version', 'common', 'explain', 'plain_warnings', 'main', 'prepare', 'show_report',
-           'train', 'mind_the_world', 'generate', 'config_list', 'config_show', 'config_check', 'tiny_train',
-           'tiny_measure', 'demo', 'save_clip']
+           'train', 'parse_given', 'mind_the_world', 'generate', 'config_list', 'config_show', 'config_explain',
+           'config_accelerate', 'config_check', 'tiny_train', 'tiny_measure', 'demo', 'save_clip']
 
 # %% ../nbs/7_tools/00_cli.ipynb #3de6b158
 import json
@@ -128,6 +128,9 @@ def prepare(
     with_audio: Annotated[bool, typer.Option(help="encode sound too")] = True,
     caption_column: Annotated[str | None, typer.Option(help="of a dataset file; caption if not given")] = None,
     video_column: Annotated[str | None, typer.Option(help="of a dataset file; video or media_path if not given")] = None,
+    reference_downscale_factor: Annotated[int, typer.Option(help="how much smaller reference videos are than their targets")] = 1,
+    reference_temporal_scale_factor: Annotated[int, typer.Option(help="every how many frames a reference video keeps one")] = 1,
+    mask_keep: Annotated[str, typer.Option(help="a latent cell is kept if all, the majority or any of its pixels are")] = "all",
     batch_size: Annotated[int, typer.Option(help="captions encoded at a time")] = 1,
     vae_tiling: Annotated[bool, typer.Option(help="encode large pictures in tiles, to save memory")] = False,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32; what suits the device if not given")] = None,
@@ -146,7 +149,8 @@ def prepare(
             clips, output, model, text_encoder, resolution_buckets=resolution_buckets, fps=fps, device=device,
             lora_trigger=lora_trigger, with_audio=with_audio, caption_column=caption_column, video_column=video_column,
             batch_size=batch_size, vae_tiling=vae_tiling, dtype=dtype, load_text_encoder_in_8bit=load_text_encoder_in_8bit,
-            overwrite=overwrite, decode=decode, progress=shown,
+            overwrite=overwrite, decode=decode, progress=shown, mask_keep=mask_keep,
+            reference_downscale_factor=reference_downscale_factor, reference_temporal_scale_factor=reference_temporal_scale_factor,
         )  # fmt: skip
     show_report(report)
     return report.exit_code
@@ -185,6 +189,24 @@ def train(
     return 130 if result.stopped else 0
 
 # %% ../nbs/7_tools/00_cli.ipynb #13fa0d44
+def parse_given(
+    text: str,  # such as: prefix video=clip.mp4 num_frames=17
+) -> dict:  # as in a configuration; raises ValueError
+    "A condition from the command line."
+    import shlex
+
+    from ltx_nb.config import parse_override
+
+    usage = 'the type of a condition and its fields are expected, such as "prefix video=clip.mp4 num_frames=17"'
+    try:
+        kind, *pairs = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"--given {text!r}: {usage} ({error})") from None
+    if "=" in kind or not all("=" in pair for pair in pairs):
+        raise ValueError(f"--given {text!r}: {usage}")
+    return {"type": kind} | dict(parse_override(pair) for pair in pairs)
+
+
 def mind_the_world(
     model: str,  # checkpoint
     prompt: str,  # what is asked for
@@ -224,6 +246,7 @@ def generate(
     guide: Annotated[bool, typer.Option("--guidance/--no-guidance", help="without it a step is one call instead of four")] = True,
     video: Annotated[bool, typer.Option(help="make a picture")] = True,
     audio: Annotated[bool, typer.Option(help="make sound")] = True,
+    given: Annotated[list[str] | None, typer.Option(help="a condition: its type and fields, such as 'first_frame image_or_video=dog.png'; may be given several times")] = None,
     load_text_encoder_in_8bit: Annotated[bool, typer.Option(help="Gemma at half the memory; needs CUDA")] = False,
     device: Device = None,
     progress: Quiet = "auto",
@@ -235,6 +258,7 @@ def generate(
 
     mind_the_world(model, prompt, width, height, frames, fps)
     options = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    options |= {"conditions": [parse_given(text) for text in given or ()]}
     with make_progress(progress) as shown:
         made = run(
             prompt, model, text_encoder, None, lora, lora_strength, transformer, device,
@@ -266,6 +290,31 @@ def config_show(
     from ltx_nb.config import config_text
 
     print(config_text(config))
+    return 0
+
+
+@config_app.command("explain")
+def config_explain(
+    path: Annotated[str, typer.Argument(help="dotted path of a field or section, such as validation.samples; all of it if not given")] = "",
+) -> int:
+    "Say what a field of a configuration means, its type and its default."
+    from ltx_nb.explain import explain as explain_field
+
+    print(explain_field(path))
+    return 0
+
+
+@config_app.command("accelerate")
+def config_accelerate(
+    name: Annotated[str, typer.Argument(help="ddp, ddp_compile, fsdp or fsdp_compile; their names if not given")] = "",
+) -> int:
+    "Print a packaged configuration for Accelerate."
+    from ltx_nb.config import accelerate_configs
+
+    known = accelerate_configs()
+    if name and name not in known:
+        raise ValueError(f"there is no configuration {name!r} for Accelerate; there are {', '.join(known)}")
+    print(known[name].read_text(encoding="utf-8") if name else "\n".join(known))
     return 0
 
 
