@@ -9,10 +9,9 @@ __all__ = ['FROZEN', 'LATENTS', 'FOLDERS', 'ORDER', 'Request', 'read_conditions'
            'beside']
 
 # %% ../nbs/5_training/02_request.ipynb #05a01847
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from pydantic import ValidationError
@@ -26,7 +25,7 @@ from .data.media import Clip, MediaError, MediaInfo, apply_cover, cover, exact_r
 from .data.prepare import encode_pictures, encode_sound
 from .data.roles import read_audio_mask, read_reference, read_video_mask
 from .generate import Guidance, blank_record
-from .latents import ScaleFactors, audio_latent_length, check_video_size, latent_shape
+from .latents import ScaleFactors, audio_latent_length, check_video_size
 from .model.audio_vae import AudioEncoder
 from .model.video_vae import Tiling, VideoEncoder
 from .strategies import Plan, StreamPlan, read_streams

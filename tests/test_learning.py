@@ -1,19 +1,20 @@
 "The trained tiny checkpoint, and that a mode learns on it instead of only running."
 
+import json
 import shutil
 
 import pytest
 import torch
-from learning import MODES, learns
 from safetensors.torch import load_file, save_file
 
 from ltx_nb.loading import read_metadata
 from ltx_nb.tiny.checkpoint import tensor_hash, tiny_checkpoint
 from ltx_nb.tiny.measure import load_world_model, sample, verdicts
+from ltx_nb.tiny.modes import LESSONS, learns, lesson_clips, next_scene, write_mode_lesson
 from ltx_nb.tiny.world import ATTRIBUTES, captions, sample_scenes
 
 LARGEST = 18e6  # bytes that the packaged checkpoint may have
-CHANCE = 0.25  # of naming the new colour or pitch, out of seven, without having been taught
+CHANCE = 0.25  # of a right answer without having been taught: one of seven colours or pitches, and some luck
 GAIN = 0.3  # what a lesson has to bring, beyond what was there and beyond what the control shows
 QUESTIONS = 32
 
@@ -24,12 +25,46 @@ def copy(tmp_path):
     return shutil.copytree(tiny_checkpoint().model.parent, tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_mode_learns_what_it_is_given_for(mode, tmp_path):
-    lesson = learns(mode, tmp_path)
-    assert lesson.before <= CHANCE, lesson
-    assert lesson.after >= lesson.before + GAIN, lesson
-    assert lesson.after >= lesson.control + GAIN, lesson
+@pytest.fixture(scope="module")
+def base():
+    return load_world_model(tiny_checkpoint())
+
+
+@pytest.mark.parametrize("mode", LESSONS)
+def test_a_mode_learns_what_it_is_given_for(mode, base, tmp_path):
+    lesson = learns(mode, tmp_path, parts=base)
+    assert max(lesson.before.values()) <= CHANCE, lesson
+    assert lesson.gain >= GAIN, lesson
+
+
+@pytest.mark.parametrize("mode", LESSONS)
+def test_a_lesson_as_files_has_what_its_mode_needs(mode, tmp_path):
+    rows = [json.loads(line) for line in write_mode_lesson(tmp_path / "clips", mode, count=2).read_text().splitlines()]
+    lesson = LESSONS[mode]
+    assert len(rows) == (3 if lesson.kind == "colour" else 2)
+    for row in rows:
+        assert ("video" in row) == ("video" in lesson.streams) and row["caption"]
+        assert ("reference_video" in row) == (lesson.kind == "answer" and "video" in lesson.streams)
+        assert ("reference_audio" in row) == (lesson.kind == "answer" and "audio" in lesson.streams)
+        files = [value for key, value in row.items() if key not in ("caption", "audio_mask")]
+        assert files and all((tmp_path / "clips" / name).is_file() for name in files)
+
+
+def test_a_wrong_question_keeps_its_right_answer(base):
+    clips = lesson_clips(LESSONS["A2A IC-LoRA"], base, "base", 4, 1)
+    turned = clips.turned()
+    assert turned.answers == clips.answers
+    ours, theirs = (each.records["reference_audio_latents"]["latents"] for each in (clips, turned))
+    assert torch.equal(ours.roll(2, 0), theirs)
+
+
+def test_the_rule_of_the_lessons_comes_round():
+    scene = sample_scenes("base", 1, 0)[0]
+    around = scene
+    for _ in range(5):
+        around = next_scene(around)
+        assert around.pitch != scene.pitch or around == scene
+    assert around == scene
 
 
 def test_the_packaged_checkpoint_is_small_and_in_bfloat16():
