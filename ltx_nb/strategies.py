@@ -191,19 +191,21 @@ def count_redrawn(
 def video_reference_factors(
     block,  # the video block of a plan, or None
     batch: dict,  # records by directory, collated
-    known: tuple[int, int] | None = None,  # of the batches before
-) -> tuple[int, int] | None:  # (downscale, slowdown); None: no video reference
+    known: tuple[int, int | None] | None = None,  # of the batches before
+) -> tuple[int, int | None] | None:  # (downscale, slowdown), of which stills only tell the first; None: no video reference
     "The factors of the references in a batch, which have to be those of the whole run."
     references = [c for c in block.conditions if c.type == "reference"] if block else []
     for condition in references:
         grid, small = (tuple(batch[name]["latents"].shape[2:]) for name in (block.latents_dir, condition.latents_dir))
-        found = reference_factors(grid, small)
-        if known and known != found:
+        space, time = reference_factors(grid, small)
+        known_space, known_time = known or (space, None)
+        time = known_time if grid[0] == 1 else time
+        if space != known_space or time != (known_time or time):
             raise ValueError(
-                f"{condition.latents_dir} mixes references of factors {known} and {found} "
+                f"{condition.latents_dir} mixes references of factors {known} and {(space, time)} "
                 "(space, time): a LoRA is trained for one pair of factors"
             )
-        known = found
+        known = space, time
     return known
 
 # %% ../nbs/3_flow/02_strategies.ipynb #71958b29
@@ -261,7 +263,7 @@ class FlexibleStrategy(TrainingStrategy):
         "The factors of the references, under the names that the public tools read."
         space, time = self.reference_factors or (1, 1)
         names = {"reference_spatial_scale_factor": space, "reference_downscale_factor": space, "reference_temporal_scale_factor": time}
-        return {name: str(factor) for name, factor in names.items() if factor != 1}
+        return {name: str(factor) for name, factor in names.items() if factor not in (1, None)}
 
 # %% ../nbs/3_flow/02_strategies.ipynb #d35e92e1
 STRATEGIES = {"flexible": FlexibleStrategy}

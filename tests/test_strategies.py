@@ -184,6 +184,20 @@ def test_metadata_names_factors_only_when_they_are_not_one():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("still_first", [True, False])
+def test_stills_say_nothing_about_how_slow_references_are(still_first):
+    strategy = FlexibleStrategy(video_plan(Condition("reference", latents_dir="small")))
+    grids = [((4, 2, 2), (2, 1, 1)), ((1, 2, 2), (1, 1, 1))]
+    for sample, reference in reversed(grids) if still_first else grids:
+        batch = make_batch()
+        batch["latents"]["latents"], batch["small"]["latents"] = torch.zeros(2, 128, *sample), torch.zeros(2, 128, *reference)
+        strategy.prepare_training_inputs(batch, UniformTimestepSampler(), seeded())
+    assert strategy.get_checkpoint_metadata()["reference_temporal_scale_factor"] == "3"
+    batch["latents"]["latents"], batch["small"]["latents"] = torch.zeros(2, 128, 4, 2, 2), torch.zeros(2, 128, 4, 1, 1)
+    with pytest.raises(ValueError, match=r"factors \(2, 3\) and \(2, 1\)"):
+        strategy.prepare_training_inputs(batch, UniformTimestepSampler(), seeded())
+
+
 def test_references_of_other_factors_are_refused_in_the_same_run():
     "W2: every batch is looked at, not the first pair."
     strategy = FlexibleStrategy(video_plan(Condition("reference", latents_dir="edges")))
