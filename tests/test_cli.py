@@ -165,7 +165,76 @@ def test_sound_alone_and_picture_alone(capsys, place, tmp_path):
     assert names(tmp_path) == ["birds.wav", "still.png"]
 
 
+GIVEN = [
+    "first_frame image_or_video={clip}",
+    "prefix video={clip} num_frames=1",
+    "suffix audio={clip} duration=0.1",
+    "reference video={clip} downscale_factor=1 include_in_output=true",
+    "video_to_audio video={clip}",
+]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_what_is_given_on_the_command_line(capsys, place, tmp_path, given):
+    "The same fields as in a configuration, and the same clip as from Python."
+    text = given.format(clip=example_clips() / "bunny_smiles.mp4")
+    ask = ["generate", "a rabbit", *models(place), *SMALL, "--progress", "none", "-o", tmp_path / "out.mp4"]
+    code, _, err = call(capsys, *ask, "--given", text)
+    assert code == 0, err
+    width = 64 if "include_in_output" in given else 32
+    assert (probe(tmp_path / "out.mp4").width, probe(tmp_path / "out.mp4").frames) == (width, 9)
+    first = (tmp_path / "out.mp4").read_bytes()
+    assert call(capsys, *ask)[0] == 0 and (tmp_path / "out.mp4").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("first_frame", ["image_or_video", "missing"]),
+        ("first frame image_or_video=x.png", ["prefix video=clip.mp4 num_frames=17"]),
+        ("image_or_video=x.png", ["the type of a condition and its fields"]),
+        ("first_frame image_or_video='x.png", ["the type of a condition and its fields", "quotation"]),
+        ("prefix video=x.mp4 frames=9", ["frames", "did you mean num_frames"]),
+        ("first_frame image_or_video=nothing.png", ["nothing.png"]),
+    ],
+)
+def test_what_cannot_be_given_is_one_sentence(capsys, place, tmp_path, given, words):
+    ask = ["generate", "a rabbit", *models(place), *SMALL, "--progress", "none", "-o", tmp_path / "out.mp4", "--given", given]
+    one_sentence(*call(capsys, *ask), words)
+    assert not names(tmp_path)
+
+
+def test_references_and_masks_are_prepared_beside_their_clips(capsys, place, clips, tmp_path):
+    folder = Path(shutil.copytree(clips, tmp_path / "clips"))
+    for path in list(folder.glob("*.mp4")):
+        shutil.copy(path, path.with_suffix(".reference.mp4"))
+        path.with_suffix(".audio_mask.txt").write_text("0.0-0.2")
+    ask = ["prepare", folder, "-o", tmp_path / "data", *models(place), "--resolution-buckets", "64x64x17", "--progress", "none"]
+    code, out, _ = call(capsys, *ask, "--reference-downscale-factor", "2", "--reference-temporal-scale-factor", "2")
+    assert code == 0 and "2 of 2 samples" in out
+    assert [len(names(tmp_path / "data" / role)) for role in ("reference_latents", "audio_masks")] == [2, 2]
+    one_sentence(*call(capsys, *ask, "--reference-downscale-factor", "4"), ["64x64x17", "4"])
+
+
 # configurations
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("lora.rank", ["int", "64"]), ("validation.samples.conditions.prefix.num_frames", ["num_frames", "int"]), ("", ["model", "lora"])]
+)
+def test_a_field_is_explained(capsys, path, words):
+    code, out, _ = call(capsys, "config", "explain", *([path] if path else []))
+    assert code == 0 and all(word in out for word in words)
+
+
+def test_a_field_that_does_not_exist_is_one_sentence(capsys):
+    one_sentence(*call(capsys, "config", "explain", "lora.rnak"), ["rnak", "rank"])
+    one_sentence(*call(capsys, "config", "accelerate", "dpp"), ["dpp", "ddp"])
+
+
+def test_the_files_for_accelerate_are_printed(capsys):
+    assert call(capsys, "config", "accelerate")[1].split() == ["ddp", "ddp_compile", "fsdp", "fsdp_compile"]
+    assert "distributed_type: FSDP" in call(capsys, "config", "accelerate", "fsdp")[1]
 
 
 def test_configurations_can_be_listed_shown_and_checked(capsys, place, tmp_path):
