@@ -6,7 +6,7 @@
 __all__ = ['app', 'Model', 'TextEncoder', 'Device', 'Quiet', 'USER_ERRORS', 'OUT_OF_MEMORY', 'config_app', 'tiny_app',
            'known_device', 'show_version', 'common', 'explain', 'plain_warnings', 'main', 'prepare', 'show_report',
            'train', 'parse_given', 'mind_the_world', 'generate', 'config_list', 'config_show', 'config_explain',
-           'config_accelerate', 'config_check', 'tiny_train', 'tiny_measure', 'demo', 'save_clip']
+           'config_accelerate', 'config_check', 'tiny_train', 'tiny_lessons', 'tiny_measure', 'demo', 'save_clip']
 
 # %% ../nbs/7_tools/00_cli.ipynb #3de6b158
 import json
@@ -348,6 +348,26 @@ def tiny_train(
     return 0
 
 
+@tiny_app.command("lessons")
+def tiny_lessons(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of datasets and runs; not for version control")] = Path("outputs/lessons"),
+    save: Annotated[bool, typer.Option("--save", help="write what came of them into the record of the packaged checkpoint")] = False,
+    progress: Quiet = "auto",
+) -> int:
+    "Teach the tiny LTX-2 something in every mode, and judge it: a quarter of an hour of CPU."
+    from ltx_nb.data.store import write_json
+    from ltx_nb.progress import make_progress
+    from ltx_nb.tiny.checkpoint import tiny_checkpoint
+    from ltx_nb.tiny.modes import lessons_text, teach_all
+
+    with make_progress(progress) as shown:
+        found = teach_all(output, shown)
+    print(lessons_text(found))
+    if save:
+        write_json(tiny_checkpoint().model.with_name("lessons.json"), found)
+    return 0
+
+
 @tiny_app.command("measure")
 def tiny_measure(
     folder: Annotated[Path | None, typer.Argument(help="folder of a trained tiny checkpoint; the packaged one if not given")] = None,
@@ -355,7 +375,7 @@ def tiny_measure(
     save: Annotated[bool, typer.Option("--save", help="write the figures into the checkpoint's record")] = False,
 ) -> int:
     "Count how often the tiny LTX-2 does what it is asked for."
-    from ltx_nb.data.store import atomic_path
+    from ltx_nb.data.store import write_json
     from ltx_nb.tiny.checkpoint import tiny_checkpoint
     from ltx_nb.tiny.measure import figures, figures_text, load_world_model
 
@@ -365,8 +385,7 @@ def tiny_measure(
     if save:
         path = checkpoint.model.parent / "record.json"
         record = json.loads(path.read_text(encoding="utf-8")) | {"figures": found, "clips_a_row": count}
-        with atomic_path(path) as unfinished:
-            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(path, record)
     return 0
 
 # %% ../nbs/7_tools/00_cli.ipynb #29d598c1

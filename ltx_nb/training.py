@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Subset
 from .checkpoints import TrainingState, capture_random_state, find_checkpoint, fingerprint_differences, load_training_state
 from .checkpoints import restore_random_state, resume_fingerprint, save_checkpoint, stop_on_signals
 from .config import LtxTrainerConfig, OptimizationConfig, check_files, save_config
-from .data.store import BucketedSampler, PrecomputedDataset, atomic_path, check_checkpoint, checkpoint_identity, collate
-from .data.store import fingerprint, group_by_shape, read_record, record_path, write_record
+from .data.store import BucketedSampler, PrecomputedDataset, check_checkpoint, checkpoint_identity, collate
+from .data.store import fingerprint, group_by_shape, read_record, record_path, write_json, write_record
 from .latents import ConfigError, ScaleFactors
 from .loading import CheckpointError, few, load_embeddings_processor, load_transformer, read_header, read_metadata
 from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata
@@ -384,8 +384,7 @@ class HeldOut:
             before = {name: torch.tensor(start["losses"][name]) for name in losses}
             entry["change"] = {name: paired_change(before[name], loss) for name, loss in losses.items()}
         self.measurements = [m for m in self.measurements if (m["step"], m["base"]) != (step, base)] + [entry]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(json.dumps(self.facts | {"measurements": self.measurements}, indent=1))
+        write_json(self.path, self.facts | {"measurements": self.measurements})
         return mean
 
 # %% ../nbs/5_training/04_training.ipynb #c42b2c4b

@@ -194,8 +194,9 @@ def file_tensors(
         with torch.random.fork_rng(devices=[]):
             module = component.from_config(header)
         computed = {name for name, _ in module.named_buffers() if "per_channel_statistics" not in name}
+        state = module.state_dict()
         for key, name in file_keys(module).items():
-            tensor = module.state_dict()[key]
+            tensor = state[key]
             found[name] = tensor if key in computed else random_tensor(name, tensor, seed)
     return dict(sorted(found.items()))
 
@@ -243,9 +244,9 @@ def tensor_hash(
     digest = hashlib.sha256()
     with safe_open(path, "pt") as file:
         for name in sorted(file.keys()):
-            tensor = file.get_tensor(name).contiguous()
+            tensor = file.get_tensor(name)
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.view(torch.uint8).numpy() if tensor.ndim else tensor[None].view(torch.uint8).numpy())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -16,16 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.audio_vae import AudioDecoder, AudioEncoder, waveform_to_mel
-from ltx_nb.model.video_vae import (
-    Downsample,
-    ResidualStack,
-    Upsample,
-    VideoDecoder,
-    VideoEncoder,
-    norm_and_silu,
-    pixels_to_channels,
-    space_to_depth,
-)
+from ..model.video_vae import Downsample, ResidualStack, Upsample, VideoDecoder, VideoEncoder
+from ..model.video_vae import norm_and_silu, pixels_to_channels, space_to_depth
 from ..model.vocoder import Vocoder
 from ..progress import Progress
 from .fitting import Stage, fit, principal_components, set_by_least_squares, unit_gain

@@ -91,7 +91,7 @@ def unit_gain(
     generator = torch.Generator().manual_seed(seed)
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)
     for name, layer in module.named_modules():
-        if isinstance(layer, layers) or type(layer).__name__ in ("Conv1d", "ConvTranspose1d"):
+        if isinstance(layer, layers):
             spread = layer.weight[0].numel() ** -0.5 * (residual if name.endswith(RESIDUAL_ENDS) else 1)
             layer.weight.copy_(spread * torch.randn(layer.weight.shape, generator=generator))
             if layer.bias is not None:

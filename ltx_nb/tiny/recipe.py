@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'BASE_STAGE', 'COPIES', 'GATES', 'STAGES', 'WIDE_CLIPS', 'BASE_CLIPS', 'WIDE_SEED', 'BASE_SEED', 'Latents',
            'encode_scenes', 'set_statistics', 'Captions', 'Task', 'start_base', 'same_scene', 'world_captions',
-           'train_base', 'finished', 'averaged', 'assemble', 'make_latents', 'train_tiny', 'thin', 'write_record']
+           'train_base', 'assemble', 'make_latents', 'train_tiny', 'thin', 'write_record']
 
 # %% ../../nbs/6_tiny/05_recipe.ipynb #4398278b
 import datetime
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..conditions import Condition
-from ..data.store import atomic_path
+from ..data.store import atomic_path, write_json
 from ..latents import patchify_audio
 from ..model.audio_vae import AudioEncoder, encode_audio
 from ..model.text import EmbeddingsProcessor, GemmaTextEncoder, caption_states
@@ -32,16 +32,8 @@ from ..progress import Progress
 from ..samplers import ShiftedLogitNormalTimestepSampler
 from ..strategies import FlexibleStrategy, Plan, StreamPlan
 from .checkpoint import TinyCheckpoint, file_keys, tensor_hash, tiny_header, write_gemma
-from ltx_nb.tiny.codecs import (
-    AUDIO_STAGE,
-    VIDEO_STAGE,
-    VOCODER_STAGE,
-    pixels,
-    train_audio_vae,
-    train_video_vae,
-    train_vocoder,
-)
-from .fitting import Stage, fit, load_state, unit_gain
+from .codecs import AUDIO_STAGE, VIDEO_STAGE, VOCODER_STAGE, pixels, train_audio_vae, train_video_vae, train_vocoder
+from .fitting import Stage, fit, unit_gain
 from .world import TINY, Scene, caption, play, sample_scenes, split_scenes
 
 # %% ../../nbs/6_tiny/05_recipe.ipynb #e0f2f9d8
@@ -227,30 +219,6 @@ def train_base(
 STAGES = {"video_vae": VIDEO_STAGE, "audio_vae": AUDIO_STAGE, "vocoder": VOCODER_STAGE, "base": BASE_STAGE}
 
 
-def finished(
-    folder: str | Path,  # of the recipe
-    stages: dict[str, Stage] = STAGES,
-) -> dict[str, dict]:  # state by stage; raises ValueError
-    "The states of all stages, or an error that says which are missing."
-    found, missing = {}, []
-    for name, stage in stages.items():
-        path = Path(folder) / f"{name}.safetensors"
-        found[name] = load_state(path, stage) if path.exists() else {"step": 0}
-        if found[name]["step"] < stage.steps:
-            missing.append(f"{name} is at step {found[name]['step']} of {stage.steps}")
-    if missing:
-        raise ValueError(f"The recipe in {folder} is not finished: {'; '.join(missing)}. `ltx-nb tiny train -o {folder}` goes on with it.")
-    return found
-
-
-def averaged(
-    state: dict,  # of a stage
-    name: str,  # of a module in it
-) -> dict[str, Tensor]:  # its averaged weights
-    "The part of a state that belongs to one module."
-    return {key.removeprefix(f"{name}."): value for key, value in state["average"].items() if key.startswith(f"{name}.")}
-
-
 def assemble(
     header: dict,  # of the checkpoint
     modules: Sequence[nn.Module],  # all components, trained
@@ -259,8 +227,9 @@ def assemble(
     "Write the checkpoint."
     tensors = {}
     for module in modules:
+        state = module.state_dict()
         for key, name in file_keys(module).items():
-            tensors[name] = module.state_dict()[key].detach().to(torch.bfloat16).contiguous()
+            tensors[name] = state[key].detach().to(torch.bfloat16).contiguous()
     metadata = {"config": json.dumps(header), "model_version": "2.3.0", "format": "pt", "world": "ltx_nb.tiny.world"}
     with atomic_path(path) as unfinished:
         save_file(dict(sorted(tensors.items())), unfinished, metadata)
@@ -357,6 +326,5 @@ def write_record(
         "cpu_minutes": {name: round(log[-1]["cpu_seconds"] / 60, 1) for name, log in logs.items()},
         "curves": {name: thin(log) for name, log in logs.items()},
     }  # fmt: skip
-    with atomic_path(path) as unfinished:
-        unfinished.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    write_json(path, made)
     return made
