@@ -401,11 +401,10 @@ class Manifest:
         "Fold the journals of all processes into `manifest.json`."
         self.records, journals = _read_manifest(self.root)
         records = {role: {s: _entry_data(e) for s, e in sorted(of.items())} for role, of in self.records.items()}
-        with atomic_path(self.root / MANIFEST) as temporary:
-            temporary.write_text(json.dumps({"format": 1, "records": records}, indent=1), encoding="utf-8")
+        path = write_json(self.root / MANIFEST, {"format": 1, "records": records})
         for journal in journals:
             journal.unlink(missing_ok=True)
-        return self.root / MANIFEST
+        return path
 
 # %% ../../nbs/4_data/02_store.ipynb #cecf0de2
 class WrongCheckpointError(ValueError):
