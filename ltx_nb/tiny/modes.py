@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'LEFT', 'TOP', 'NEW', 'GIVEN', 'MIDDLE', 'LESSONS', 'WORDS', 'TRAINED', 'ASKED', 'SEED', 'next_scene',
            'two_pictures', 'two_sounds', 'Clips', 'encode_lesson', 'Lesson', 'load_strategy', 'outside', 'lesson_clips',
            'write_mode_lesson', 'judge_lesson', 'shares', 'Outcome', 'lesson_config', 'asked_plan',
-           'replace_conditions', 'questions', 'learns']
+           'replace_conditions', 'questions', 'learns', 'teach_all', 'lessons_text']
 
 # %% ../../nbs/6_tiny/08_modes.ipynb #98512a92
 import json
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..config import LtxTrainerConfig, config_text, load_config, read_yaml
 from ..data.media import to_frames, write_image, write_sound, write_video
-from ..data.store import atomic_path, write_record
+from ..data.store import Manifest, Recipe, atomic_path, checkpoint_identity, write_record
 from ..latents import audio_latent_length
 from ..loading import LtxModelComponents
 from ..model.audio_vae import encode_audio
 from ..progress import Progress, make_progress
 from ..strategies import Plan, StreamPlan
-from .checkpoint import TinyCheckpoint
+from .checkpoint import TinyCheckpoint, tiny_checkpoint
 from .codecs import pixels
 from .measure import SCALE, decode, load_world_model, sample
 from .world import BASE_COLOURS, TINY, Scene, World, backdrop, captions, judge, paint, play, sample_scenes, sound_of
@@ -83,15 +83,23 @@ class Clips:
         records = {folder: {key: value[order] for key, value in record.items()} for folder, record in self.records.items()}
         return Clips(records, [self.texts[i] for i in order.tolist()], self.answers, [self.scenes[i] for i in order.tolist()])
 
-    def save(self, folder: str | Path, name: str, contexts: dict[str, Tensor]) -> None:
+    def save(
+        self,
+        folder: str | Path,  # of the dataset
+        name: str,  # of these clips
+        contexts: dict[str, Tensor],  # encoded captions
+        made_by: dict,  # from `checkpoint_identity`
+    ) -> None:
         "Write them as a dataset."
         extra = {"latents": {"fps": float(TINY.fps)}, "audio_latents": {"duration": TINY.seconds}}
+        manifest, recipe = Manifest(folder), Recipe(options={"lesson": name}, made_by=made_by)
         for i in range(len(self)):
-            for role, record in self.records.items():
+            for role, record in (self.records | {"conditions": contexts}).items():
                 tensors = {key: value[i] for key, value in record.items() if value[i].ndim}
                 plain = {key: value[i].item() for key, value in record.items() if not value[i].ndim}
                 write_record(folder, role, f"{name}_{i}", tensors, extra.get(role, {}) | plain)
-            write_record(folder, "conditions", f"{name}_{i}", {key: value[i] for key, value in contexts.items()})
+                manifest.add(role, f"{name}_{i}", recipe)
+        manifest.save()
 
 
 @torch.no_grad()
@@ -147,16 +155,16 @@ LESSONS = {
         "t2v_lora", "colour", ("colour", "pitch"), True,
         changes=(("model.training_mode", "full"), ("lora", None), ("optimization.learning_rate", 5e-4)),
     ),
-    "image to video": Lesson("i2v_lora", "colour", ("pitch",), changes=((f"{_video}probability", 1.0),)),
-    "video extension forward": Lesson("video_extend_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 2),)),
-    "video extension backward": Lesson("video_suffix_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 1),)),
+    "image to video": Lesson("i2v_lora", "colour", ("pitch",), changes=((f"{_video}probability", 1.0),), steps=350),
+    "video extension forward": Lesson("video_extend_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 2),), steps=350),
+    "video extension backward": Lesson("video_suffix_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 1),), steps=500),
     "video inpainting": Lesson("video_inpainting_lora", "change", ("colour",), kept=LEFT),
     "video outpainting": Lesson(
         "video_outpainting_lora", "change", ("colour",), kept=TOP, changes=((f"{_video}spatial_region", [0, 0, 32, 64]),)
     ),
-    "V2V IC-LoRA": Lesson("v2v_ic_lora", "answer", ("colour",)),
+    "V2V IC-LoRA": Lesson("v2v_ic_lora", "answer", ("colour",), steps=500),
     "audio to video": Lesson("a2v_lora", "colour", ("colour",)),
-    "video to audio": Lesson("v2a_lora", "colour", ("pitch",)),
+    "video to audio": Lesson("v2a_lora", "colour", ("pitch",), steps=300),
     "text to audio": Lesson("t2a_lora", "colour", ("pitch",), True),
     "audio extension forward": Lesson(
         "audio_extend_lora", "change", ("pitch",), made=(GIVEN, 1.0), changes=((f"{_audio}temporal_boundary", 17),)
@@ -358,15 +366,15 @@ def learns(
     progress: Progress | None = None,  # None shows nothing
 ) -> Outcome:
     "Ask, teach, ask again, and ask wrongly."
-    from ltx_nb.tiny.checkpoint import tiny_checkpoint
-
     lesson, folder, checkpoint = LESSONS[name], Path(folder), checkpoint or tiny_checkpoint()
     parts = parts or load_world_model(checkpoint)
     splits = [(NEW["colour"], SEED), ("base", SEED + 1)] if lesson.kind == "colour" else [("base", SEED), ("base", SEED + 1)]
+    made_by = checkpoint_identity(checkpoint.model, checkpoint.text_encoder)
     for split, seed in splits:
         clips = lesson_clips(lesson, parts, split, TRAINED, seed)
         context = parts.text_encoder(clips.texts, batch_size=TRAINED)
-        clips.save(folder / "data", f"{split}_{seed}", {"video_context": context.video, "audio_context": context.audio})
+        contexts = {"video_context": context.video, "audio_context": context.audio}
+        clips.save(folder / "data", f"{split}_{seed}", contexts, made_by)
     config = lesson_config(lesson, checkpoint, folder / "data", folder / "run", steps or lesson.steps)
     asked, wrong = questions(lesson, parts)
     plan = asked_plan(config)
@@ -375,3 +383,30 @@ def learns(
     full = config.model.training_mode == "full"
     taught = load_world_model(checkpoint, None if full else result.checkpoint, transformer=result.checkpoint if full else None)
     return Outcome(before, shares(lesson, taught, asked, plan), shares(lesson, taught, wrong, plan), result.checkpoint)
+
+# %% ../../nbs/6_tiny/08_modes.ipynb #f1ad7e70
+def teach_all(
+    folder: str | Path,  # for datasets and runs
+    progress: Progress,
+    names: Sequence[str] = tuple(LESSONS),
+) -> dict[str, dict]:  # mode -> before, after, control: attribute -> share; and the steps
+    "Every lesson, for the record."
+    parts, found = load_world_model(tiny_checkpoint()), {}
+    with progress.phase("Lessons", len(names), "lesson"):
+        for number, name in enumerate(names):
+            outcome = learns(name, Path(folder) / f"{number:02d}", parts=parts)
+            shown = {key: {k: round(v, 3) for k, v in getattr(outcome, key).items()} for key in ("before", "after", "control")}
+            found[name] = shown | {"steps": LESSONS[name].steps}
+            progress.advance(1, name)
+    return found
+
+
+def lessons_text(
+    found: dict[str, dict],  # from `teach_all`
+) -> str:  # a markdown table
+    "What came of the lessons."
+    lines = ["| mode | judged | steps | before | after | with the wrong thing given |", "|---|---|---|---|---|---|"]
+    for name, outcome in found.items():
+        percent = [", ".join(f"{100 * share:.0f} %" for share in outcome[key].values()) for key in ("before", "after", "control")]
+        lines.append(f"| {name} | {', '.join(outcome['after'])} | {outcome['steps']} | {' | '.join(percent)} |")
+    return "\n".join(lines)
