@@ -211,12 +211,12 @@ def mind_the_world(
     model: str,  # checkpoint
     prompt: str,  # what is asked for
     *size: float,  # width, height, frames, frame rate
-) -> None:
+) -> bool:  # whether it is the tiny model
     "The tiny model only knows its own world: a note where a request leaves it."
     from ltx_nb.loading import read_metadata
 
     if not Path(model).is_file() or "world" not in read_metadata(model):  # whoever loads it says what is wrong with it
-        return
+        return False
     from ltx_nb.tiny.world import NEW_COLOURS, TINY, check_caption
 
     with warnings.catch_warnings(record=True) as found:
@@ -225,6 +225,7 @@ def mind_the_world(
         TINY.check_clip(*size)
     for warning in found:
         print(f"note: {warning.message}", file=sys.stderr)
+    return True
 
 
 @app.command()
@@ -256,7 +257,8 @@ def generate(
     from ltx_nb.progress import make_progress
     from ltx_nb.validation import generate as run
 
-    mind_the_world(model, prompt, width, height, frames, fps)
+    if mind_the_world(model, prompt, width, height, frames, fps) and negative_prompt is None:
+        negative_prompt = ""  # it has learned from captions and from none
     options = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
     options |= {"conditions": [parse_given(text) for text in given or ()]}
     with make_progress(progress) as shown:

@@ -4,31 +4,32 @@
 
 # %% auto #0
 __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability', 'Region', 'Folder', 'ConditionConfig',
-           'Strategy', 'ValidationCondition', 'Size', 'Dimensions', 'NEGATIVE_PROMPT', 'STREAM_MODULES', 'BETWEEN',
-           'RULES', 'MEDIA_FIELDS', 'OFFICIAL_BLOCKS', 'FILE_RULES', 'MODES', 'KINDS', 'ConfigWarning', 'Section',
-           'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted', 'models_in', 'tag_of', 'walk',
-           'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule', 'CosineRestartsSchedule',
-           'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps', 'ShiftedLogitNormalTimesteps', 'typed_params',
-           'OptimizationConfig', 'FlowMatchingConfig', 'bare_word', 'AccelerationConfig', 'DataConfig',
-           'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region', 'FirstFrameCondition', 'PrefixCondition',
-           'SuffixCondition', 'SpatialCropCondition', 'MaskCondition', 'ReferenceCondition', 'ModalityConfig',
-           'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig', 'VideoToVideoConfig', 'old_video', 'as_written',
-           'translate', 'strategy_name', 'ValidationFirstFrame', 'OneMedium', 'Window', 'ValidationPrefix',
-           'ValidationSuffix', 'ValidationSpatialCrop', 'ValidationMask', 'ValidationReference', 'VideoToAudio',
-           'AudioToVideo', 'stream_of', 'filled_text', 'ValidationSample', 'migrate_guidance', 'migrate_samples',
-           'ValidationConfig', 'targets_in', 'wide_targets', 'idle_targets', 'kept_samples', 'conditions_of',
-           'adapter_is_described', 'adapter_meets_a_stream', 'prompts_can_be_encoded', 'empty_caption_can_be_encoded',
-           'samples_make_something', 'warmup_ends', 'not_in_this_version', 'apply_rules', 'filled_sections',
-           'LtxTrainerConfig', 'resolve_data_root', 'few', 'records_in', 'dataset_is_complete', 'something_to_train_on',
-           'header_of', 'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists', 'factors_of',
-           'sizes_fit_the_grid', 'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells',
-           'crops_of', 'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
-           'factors_of_dataset', 'references_are_as_in_the_data', 'media_of', 'samples_have_their_files',
-           'media_hold_what_is_asked', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
-           'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
-           'example_configs', 'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files',
-           'mode_name', 'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words',
-           'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
+           'Strategy', 'SECONDS', 'ValidationCondition', 'Size', 'Dimensions', 'NEGATIVE_PROMPT', 'STREAM_MODULES',
+           'BETWEEN', 'RULES', 'MEDIA_FIELDS', 'OFFICIAL_BLOCKS', 'FILE_RULES', 'MODES', 'KINDS', 'ConfigWarning',
+           'Section', 'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted', 'models_in', 'tag_of',
+           'walk', 'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule',
+           'CosineRestartsSchedule', 'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps',
+           'ShiftedLogitNormalTimesteps', 'typed_params', 'OptimizationConfig', 'FlowMatchingConfig', 'bare_word',
+           'AccelerationConfig', 'DataConfig', 'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region',
+           'FirstFrameCondition', 'PrefixCondition', 'SuffixCondition', 'SpatialCropCondition', 'MaskCondition',
+           'ReferenceCondition', 'ModalityConfig', 'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig',
+           'VideoToVideoConfig', 'old_video', 'as_written', 'translate', 'strategy_name', 'ValidationFirstFrame',
+           'OneMedium', 'Window', 'ValidationPrefix', 'ValidationSuffix', 'ValidationSpatialCrop', 'mask_source',
+           'ValidationMask', 'ValidationReference', 'VideoToAudio', 'AudioToVideo', 'stream_of', 'filled_text',
+           'ValidationSample', 'migrate_guidance', 'migrate_samples', 'ValidationConfig', 'targets_in', 'wide_targets',
+           'idle_targets', 'kept_samples', 'conditions_of', 'adapter_is_described', 'adapter_meets_a_stream',
+           'prompts_can_be_encoded', 'empty_caption_can_be_encoded', 'samples_make_something', 'warmup_ends',
+           'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig', 'resolve_data_root', 'few',
+           'records_in', 'dataset_is_complete', 'something_to_train_on', 'header_of', 'checkpoint_is_whole',
+           'text_encoder_is_whole', 'earlier_run_exists', 'factors_of', 'sizes_fit_the_grid', 'cells_of',
+           'crop_problem', 'reference_problems', 'training_crops_hold_cells', 'crops_of', 'parts_fit_the_sample',
+           'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make', 'factors_of_dataset',
+           'references_are_as_in_the_data', 'media_of', 'samples_have_their_files', 'media_hold_what_is_asked',
+           'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config',
+           'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs',
+           'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files', 'mode_name',
+           'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words', 'sample_rows',
+           'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -703,11 +704,33 @@ class ValidationSpatialCrop(Section):
     spatial_region: Region  # (y1, x1, y2, x2) in pixels
 
 
+SECONDS = re.compile(r"[\d\s.,;\[\]-]*\d[\d\s.,;\[\]-]*")  # 0.5-1.2; 2-3, or [[0.5, 1.2], [2, 3]]
+
+
+def mask_source(
+    value: Any,  # what the file says
+) -> str:  # a path, made absolute, or seconds as they were written
+    "A mask of sound may be written as the seconds that it keeps."
+    text = str(value) if isinstance(value, (list, tuple)) else value
+    return text if isinstance(text, str) and SECONDS.fullmatch(text) else local_path(value)
+
+
 class ValidationMask(OneMedium):
     "Keep what the mask marks."
 
     type: Literal["mask"] = "mask"
-    mask: LocalPath  # image, video, or tensor file
+    mask: Annotated[str, BeforeValidator(mask_source)]  # image, video or tensor file; of sound also seconds: 0.5-1.2; 2-3
+
+    @property
+    def in_seconds(self) -> bool:
+        "Whether the mask is no file."
+        return SECONDS.fullmatch(self.mask) is not None
+
+    @model_validator(mode="after")
+    def seconds_are_heard(self):
+        if self.video and self.in_seconds:
+            raise ValueError(f"mask: given {brief(self.mask)}, which are seconds of sound; a mask of a video is a picture or a video")
+        return self
 
 
 class ValidationReference(OneMedium):
@@ -1408,7 +1431,8 @@ def media_of(
     "Every file that the samples name."
     for path, _, condition in conditions_of(validation):
         for field, needed in MEDIA_FIELDS.items():
-            if file := getattr(condition, field, None):
+            file = getattr(condition, field, None)
+            if file and not (field == "mask" and condition.in_seconds):
                 yield f"{path}.{field}", file, needed, condition
 
 

@@ -99,6 +99,19 @@ def test_what_is_given_has_the_latents_of_the_whole_clip(files, encoders, condit
     assert not given_cells(media, record)[other][1].any()
 
 
+@pytest.mark.parametrize("mask", ["0.4-0.8", [[0.4, 0.8]], "[[0.4, 0.8]]"])
+def test_a_mask_of_sound_may_be_seconds(files, mask):
+    written = read_media(ask(files, {"type": "mask", "audio": "sound.wav", "mask": "middle.txt"}))
+    conditions = [{"type": "mask", "audio": str(files / "sound.wav"), "mask": mask}]
+    said = read_media(Request(PROMPT, width=WIDTH, height=HEIGHT, frames=FRAMES, fps=FPS, conditions=conditions))
+    assert torch.equal(said.record["audio_masks"]["mask"], written.record["audio_masks"]["mask"])
+
+
+def test_a_mask_of_pictures_may_not_be_seconds(files):
+    with pytest.raises(ValueError, match="0.4-0.8.*seconds of sound.*picture or a video"):
+        Request(PROMPT, conditions=[{"type": "mask", "video": str(files / "film.mp4"), "mask": "0.4-0.8"}])
+
+
 def test_a_reference_keeps_its_own_record(files, encoders):
     condition = {"type": "reference", "video": "film.mp4", "downscale_factor": 2, "temporal_scale_factor": 2}
     media = read_media(ask(files, condition, {"type": "reference", "audio": "sound.wav"}))
