@@ -11,8 +11,10 @@ from ltx_nb.config import config_text, example_configs, load_config, read_yaml
 from ltx_nb.data.clips import example_clips
 from ltx_nb.data.media import probe, write_image
 from ltx_nb.data.prepare import prepare
+from ltx_nb.data.store import list_records, read_record
 from ltx_nb.generate import Guidance, blank_record
-from ltx_nb.loading import load_transformer, read_metadata
+from ltx_nb.latents import patchify_video
+from ltx_nb.loading import load_embeddings_processor, load_text_encoder, load_transformer, read_metadata
 from ltx_nb.lora import fuse_lora
 from ltx_nb.progress import make_progress
 from ltx_nb.strategies import TEXT_TO_VIDEO, FlexibleStrategy
@@ -145,6 +147,41 @@ def test_the_factors_of_a_reference_are_in_the_file(world, tmp_path):
     _, result = run("v2v_ic_lora", world, tmp_path / "run", **changes)
     said = read_metadata(result.checkpoint, "LoRA")
     assert (said["reference_downscale_factor"], said["reference_temporal_scale_factor"]) == ("2", "2")
+
+
+@pytest.fixture(scope="module")
+def old_folder(world, tmp_path_factory):
+    "The same dataset as the LTX Trainer would have written it: .pt files, features before the connectors, patchified latents."
+    folder, tiny, _ = world
+    root = tmp_path_factory.mktemp("old") / ".precomputed"
+    processor = load_embeddings_processor(tiny.model, dtype=torch.float32)
+    encoder = load_text_encoder(tiny.text_encoder, dtype=torch.float32, embeddings_processor=processor)
+    captions = [json.loads(line)["caption"] for line in (folder / "clips.jsonl").read_text().splitlines()]
+    features = encoder.precompute(captions)
+    for role in sorted(path.name for path in (folder / "data").iterdir() if path.is_dir()):
+        for number, (name, path) in enumerate(list_records(folder / "data" / role).items()):
+            record = read_record(path)
+            if role == "latents":
+                record["latents"] = patchify_video(record["latents"][None])[0]  # [F H W, C], as its oldest files are
+            if role == "conditions":
+                streams = {"video_prompt_embeds": features.video[number], "audio_prompt_embeds": features.audio[number]}
+                record = streams | {"prompt_attention_mask": features.mask[number]}
+            if role.endswith("masks"):
+                record = {"mask": record["mask"].float()}
+            target = root / role / f"{name}.pt"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(record, target)
+    return root.parent
+
+
+@pytest.mark.parametrize("name", ["t2v_lora", "video_inpainting_lora", "av2av_ic_lora", "audio_inpainting_lora"])
+def test_a_dataset_of_the_reference_trainer_is_trained_on(name, world, old_folder, tmp_path):
+    "All seven roles, patchified latents, captions before the connectors; the parent of .precomputed is given (W63)."
+    changes = {"data.preprocessed_data_root": str(old_folder), "validation.samples": [], "optimization.steps": 2}
+    _, old = run(name, world, tmp_path / "old", **changes)
+    _, new = run(name, world, tmp_path / "new", **changes | {"data.preprocessed_data_root": str(world[0] / "data")})
+    assert old.steps == new.steps and old.checkpoint.is_file()
+    assert old.losses["loss"] == pytest.approx(new.losses["loss"], rel=0.01)  # the same clips, noise and captions
 
 
 @pytest.fixture(scope="module")
