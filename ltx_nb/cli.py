@@ -217,11 +217,12 @@ def mind_the_world(
 
     if not Path(model).is_file() or "world" not in read_metadata(model):  # whoever loads it says what is wrong with it
         return False
+    from ltx_nb.tiny.modes import WORDS
     from ltx_nb.tiny.world import NEW_COLOURS, TINY, check_caption
 
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        check_caption(prompt, also=NEW_COLOURS, strict=False)
+        check_caption(prompt, also=[*NEW_COLOURS, *" ".join(WORDS.values()).split()], strict=False)
         TINY.check_clip(*size)
     for warning in found:
         print(f"note: {warning.message}", file=sys.stderr)

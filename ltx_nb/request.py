@@ -166,8 +166,12 @@ def whole_frames(
 
 def read_prefix(request: Request, condition, factors: ScaleFactors) -> Part:
     "The beginning of a film."
-    available = available_frames(request, probe(condition.video), condition.start)
-    count = whole_frames("prefix", condition.num_frames, min(available, request.frames) if condition.num_frames is None else available, factors.time)
+    info = probe(condition.video)
+    available = available_frames(request, info, condition.start)
+    if condition.num_frames is None and available >= request.frames > 1:
+        less = request.frames - factors.time
+        raise ValueError(f"{info.path.name} is as long as the clip: say how much of it is given (num_frames: {less} or less), or ask for more frames")
+    count = whole_frames("prefix", condition.num_frames, available, factors.time)
     clip, _ = read_pictures(request, condition.video, condition.start, count)
     return Part("prefix", "video", Condition("prefix", temporal_boundary=(count - 1) // factors.time + 1), clip)
 

@@ -178,7 +178,8 @@ def test_a_prefix_without_a_length_gives_all_whole_latent_frames_of_a_shorter_fi
 @pytest.mark.parametrize(
     ("condition", "options", "message"),
     [
-        ({"type": "prefix", "video": "film.mp4"}, {}, "nothing is left to generate.*12 tokens.*prefix gives 12"),
+        ({"type": "prefix", "video": "film.mp4"}, {}, "film.mp4 is as long as the clip.*num_frames: 9 or less"),
+        ({"type": "prefix", "video": "film.mp4", "num_frames": 17}, {}, "nothing is left to generate.*12 tokens.*prefix gives 12"),
         ({"type": "prefix", "video": "film.mp4", "num_frames": 10}, {}, "prefix.*num_frames is 10.*9 or 17"),
         ({"type": "suffix", "video": "film.mp4", "num_frames": 9}, {}, "suffix.*num_frames is 9.*8 or 16"),
         ({"type": "prefix", "video": "short.mp4", "num_frames": 9}, {}, "9 frames.*has 6"),

@@ -377,6 +377,16 @@ def test_only_the_components_that_a_request_needs_are_loaded(place, media, tmp_p
     assert make(poor, **WIDE, **streams, conditions=[condition(media, kind)]).fps == 24
 
 
+def test_a_reference_follows_the_lora_that_it_is_for(place, media, adapted):
+    "Its factors stand in the file: they need not be said, and may not be contradicted."
+    lora = save_lora(adapted[0], place.folder / "half.safetensors", reference_downscale_factor="2")
+    reference = {"type": "reference", "video": str(media / "film.mp4"), "include_in_output": True}
+    said, unsaid = (make(place, **WIDE, lora=lora, conditions=[reference | more]) for more in ({"downscale_factor": 2}, {}))
+    assert torch.equal(said.frames, unsaid.frames)
+    with pytest.raises(ValueError, match="downscale_factor 1, but half.safetensors was trained with 2"):
+        make(place, **WIDE, lora=lora, conditions=[reference | {"downscale_factor": 1}])
+
+
 def test_a_run_generates_samples_with_conditions(place, tmp_path, adapted, media):
     samples = [{"prompt": "a", "conditions": [condition(media, kind)]} for kind in KINDS]
     config = configure(

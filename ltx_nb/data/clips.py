@@ -552,7 +552,7 @@ def _look(role: str, path: Path) -> MediaInfo | None:
     "What is in a file of a sample; None for an audio mask, which may be anything."
     if role == "audio_mask":
         if not path.is_file():
-            raise MediaError(f"{path} does not exist. Check the path in the dataset file.", "missing")
+            raise MediaError(f"{path} does not exist. Check the path.", "missing")
         return None
     info = probe(path)
     if role in ("audio", "reference_audio") and not info.has_sound:

@@ -44,7 +44,7 @@ def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
         raise MediaError(f"{name} is an address; a file on this machine is expected. Download it first.", "missing")
     if not Path(name).is_file():
         kind = "is a folder, not a media file" if Path(name).is_dir() else "does not exist"
-        raise MediaError(f"{name} {kind}. Check the path in the dataset file.", "missing")
+        raise MediaError(f"{name} {kind}. Check the path.", "missing")
     if not Path(name).stat().st_size:
         raise MediaError(f"{name} is empty (0 bytes). Copy or download it again.", "corrupt")
     try:
