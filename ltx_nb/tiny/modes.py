@@ -105,15 +105,18 @@ class Clips:
 @torch.no_grad()
 def encode_lesson(
     parts: LtxModelComponents,  # with encoders
-    clip: Tensor,  # `[B, 3, F, H, W]` in [-1, 1]
-    sound: Tensor,  # `[B, 2, S]`
-    fps: float = TINY.fps,
-) -> dict[str, dict[str, Tensor]]:  # records of "latents" and "audio_latents"
+    clip: Tensor | None,  # `[B, 3, F, H, W]` in [-1, 1]; None: a mode without pictures
+    sound: Tensor | None,  # `[B, 2, S]`; None: a mode without sound
+) -> dict[str, dict[str, Tensor]]:  # records of "latents" and "audio_latents", as far as they are there
     "Clips to records."
-    video = torch.cat([parts.video_vae_encoder(part) for part in clip.split(16)])
-    seconds = sound.shape[-1] / TINY.sample_rate
-    audio = torch.cat([encode_audio(parts.audio_vae_encoder, part, TINY.sample_rate, seconds=seconds) for part in sound.split(16)])
-    return {"latents": {"latents": video, "fps": torch.full((len(video),), float(fps))}, "audio_latents": {"latents": audio}}
+    records = {}
+    if clip is not None:
+        video = torch.cat([parts.video_vae_encoder(part) for part in clip.split(16)])
+        records["latents"] = {"latents": video, "fps": torch.full((len(video),), float(TINY.fps))}
+    if sound is not None:
+        hear = lambda part: encode_audio(parts.audio_vae_encoder, part, TINY.sample_rate, seconds=sound.shape[-1] / TINY.sample_rate)
+        records["audio_latents"] = {"latents": torch.cat([hear(part) for part in sound.split(16)])}
+    return records
 
 # %% ../../nbs/6_tiny/08_modes.ipynb #f3aa1e55
 NEW = {"colour": "orange", "pitch": 400}  # what the base model never met
@@ -174,7 +177,7 @@ LESSONS = {
     ),
     "audio inpainting": Lesson("audio_inpainting_lora", "change", ("pitch",), made=MIDDLE),
     "A2A IC-LoRA": Lesson("a2a_ic_lora", "answer", ("pitch",)),
-    "AV2AV IC-LoRA": Lesson("av2av_ic_lora", "answer", ("colour", "pitch")),
+    "AV2AV IC-LoRA": Lesson("av2av_ic_lora", "answer", ("colour", "pitch"), steps=120),
 }  # fmt: skip
 
 
@@ -193,16 +196,17 @@ def lesson_clips(
     seed: int,  # of scenes and captions
 ) -> Clips:
     "Clips of a lesson, to train on or to ask about."
-    scenes = sample_scenes(split, count, seed)
-    clip, sound, answers = pixels(scenes), play(scenes), [{name: getattr(s, name) for name in lesson.attributes} for s in scenes]
-    if lesson.kind != "colour":
-        following = [next_scene(scene) for scene in scenes]
-        answers = [{name: getattr(scene, name) for name in lesson.attributes} for scene in following]
-        clip = two_pictures(scenes, lesson.kept) if lesson.kept else pixels(following)
-        sound = two_sounds(scenes, outside(lesson.made)) if lesson.made else play(following)
+    scenes, streams = sample_scenes(split, count, seed), lesson.streams
+    shown = scenes if lesson.kind == "colour" else [next_scene(scene) for scene in scenes]
+    answers = [{name: getattr(scene, name) for name in lesson.attributes} for scene in shown]
+    clip = sound = None
+    if "video" in streams:
+        clip = two_pictures(scenes, lesson.kept) if lesson.kept else pixels(shown)
+    if "audio" in streams:
+        sound = two_sounds(scenes, outside(lesson.made)) if lesson.made else play(shown)
     records = encode_lesson(parts, clip, sound)
     if lesson.kept:
-        mask = torch.zeros(clip.shape[3:], dtype=torch.uint8)
+        mask = torch.zeros(TINY.height, TINY.width, dtype=torch.uint8)
         mask[lesson.kept] = 1
         records["video_masks"] = {"mask": mask[::32, ::32].expand(count, 3, 2, 2)}
     if lesson.made:
@@ -210,9 +214,10 @@ def lesson_clips(
         given = (steps < lesson.made[0]) | (steps >= lesson.made[1])
         records["audio_masks"] = {"mask": given.to(torch.uint8).expand(count, -1)}
     if lesson.kind == "answer":
-        small = paint(scenes, World(TINY.width // lesson.smaller, TINY.height // lesson.smaller)).transpose(1, 2).float().div(127.5).sub(1)
-        shown = encode_lesson(parts, small, play(scenes))
-        records |= {"reference_latents": shown["latents"], "reference_audio_latents": shown["audio_latents"]}
+        small = paint(scenes, World(TINY.width // lesson.smaller, TINY.height // lesson.smaller)) if "video" in streams else None
+        small = None if small is None else small.transpose(1, 2).float().div(127.5).sub(1)
+        references = encode_lesson(parts, small, play(scenes) if "audio" in streams else None)
+        records |= {f"reference_{folder}": record for folder, record in references.items()}
     texts = captions(scenes, seed) if lesson.captioned else [""] * count
     return Clips(records, texts, answers, scenes)
 
