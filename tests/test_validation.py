@@ -162,6 +162,7 @@ def test_the_kind_of_file_follows_from_the_content(tmp_path, name, frames, sound
 
 @pytest.mark.parametrize("fps", [24000 / 1001, 23.976, 12.5])
 def test_rate_and_length_of_a_written_clip(place, tmp_path, fps):
+    "W56: 23.976 became 23, and the end of the sound was lost."
     made = make(place, fps=fps, output=tmp_path / "clip")
     info, exact = probe(tmp_path / "clip.mp4"), NTSC if 23.9 < fps < 24 else Fraction(fps)
     assert (info.fps, info.frames) == (exact, 9)
@@ -245,6 +246,7 @@ def contexts(place):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_sampling_is_done_in_evaluation_mode_and_the_mode_comes_back(place, adapted, contexts, training):
+    "W51: the reference samples with LoRA dropout active."
     model, _ = adapted
     model.train(training)
     modes = []
