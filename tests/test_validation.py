@@ -13,7 +13,7 @@ from tiny_runs import configure, make_place, names
 from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
 from ltx_nb.generate import Guidance
 from ltx_nb.latents import ScaleFactors
-from ltx_nb.loading import CheckpointError, load_transformer, read_header
+from ltx_nb.loading import CheckpointError, load_transformer, read_header, read_metadata
 from ltx_nb.lora import add_lora, fuse_lora, lora_layers, save_lora
 from ltx_nb.progress import make_progress
 from ltx_nb.request import Request, read_media
@@ -399,6 +399,27 @@ def test_a_run_generates_samples_with_conditions(place, tmp_path, adapted, media
     runner.encode()
     files = runner.run(adapted[0], 0)
     assert len(files) == len(KINDS) and {path.suffix for path in files} == {".mp4"}
+
+
+def test_prompts_are_encoded_once_for_all_runs(place, tmp_path):
+    "W46: the reference encodes the same prompts at every start."
+    place = place.with_data("data_of_prompts", 2)
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=[{"prompt": "a"}, {"prompt": "b"}])
+
+    def contexts():
+        runner = ValidationRunner(config, "cpu", torch.float32)
+        runner.encode()
+        return runner.contexts
+
+    first, cache = contexts(), place.data / ".contexts" / "prompts"
+    kept = sorted(cache.glob("*.safetensors"))
+    assert len(kept) == len(first) == 2
+    for path in kept:
+        save_file({name: 2 * value for name, value in load_file(path).items()}, path, read_metadata(path))
+    second = contexts()
+    assert all(torch.equal(second[text].video, 2 * first[text].video) for text in first)  # read, not made again
+    other = encode_prompts(["a"], place.model, place.text_encoder, dtype=torch.bfloat16, cache=cache)
+    assert other["a"].video.dtype == torch.bfloat16 and len(list(cache.glob("*.safetensors"))) == 3
 
 
 def test_a_sample_that_cannot_be_read_is_named_before_anything_is_loaded(place, tmp_path, media):
