@@ -21,15 +21,15 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'prompts_can_be_encoded', 'empty_caption_can_be_encoded', 'samples_make_something', 'warmup_ends',
            'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig', 'resolve_data_root', 'few',
            'records_in', 'dataset_is_complete', 'something_to_train_on', 'header_of', 'checkpoint_is_whole',
-           'text_encoder_is_whole', 'earlier_run_exists', 'factors_of', 'sizes_fit_the_grid', 'cells_of',
-           'crop_problem', 'reference_problems', 'training_crops_hold_cells', 'crops_of', 'parts_fit_the_sample',
-           'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make', 'factors_of_dataset',
-           'references_are_as_in_the_data', 'media_of', 'samples_have_their_files', 'media_hold_what_is_asked',
-           'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of', 'readable_sections', 'make_config',
-           'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override', 'example_configs',
-           'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files', 'mode_name',
-           'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words', 'sample_rows',
-           'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
+           'text_encoder_is_whole', 'earlier_run_exists', 'factors_of', 'length_problem', 'sizes_fit_the_grid',
+           'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells', 'crops_of',
+           'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
+           'factors_of_dataset', 'references_are_as_in_the_data', 'media_of', 'samples_have_their_files',
+           'media_hold_what_is_asked', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
+           'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
+           'example_configs', 'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files',
+           'mode_name', 'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words',
+           'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -1239,6 +1239,20 @@ def factors_of(
         return ScaleFactors()
 
 
+def length_problem(
+    kind: str,  # prefix or suffix
+    frames: int,  # of a video, that it gives
+    step: int,  # frames of a latent frame
+) -> str | None:
+    "What a beginning or an end has to have instead, if its length is none of whole latent frames."
+    first = 1 if kind == "prefix" else 0
+    if (frames - first) % step == 0:
+        return None
+    low = (frames - first) // step * step + first
+    near = " or ".join(str(n) for n in (low, low + step) if n > 0)
+    return f"a {kind} has {step}k{' + 1' if first else ''} frames (nearest: {near})"
+
+
 def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iterator[str]:
     from ltx_nb.latents import check_video_size
 
@@ -1253,14 +1267,9 @@ def sizes_fit_the_grid(model: ModelConfig, validation: ValidationConfig) -> Iter
         except ValueError as error:
             yield f"{path}: given {list(size)}; {error}"
     for path, _, condition in conditions_of(validation):
-        first, frames = {"prefix": 1, "suffix": 0}.get(condition.type), getattr(condition, "num_frames", None)
-        if first is not None and frames and condition.video and frames % factors.time != first % factors.time:
-            low = (frames - first) // factors.time * factors.time + first
-            near = " or ".join(str(n) for n in (low, low + factors.time) if n > 0)
-            yield (
-                f"{path}.num_frames: given {frames}; a {condition.type} has "
-                f"{factors.time}k{' + 1' if first else ''} frames (nearest: {near})"
-            )
+        frames = getattr(condition, "num_frames", None)
+        if frames and condition.video and (problem := length_problem(condition.type, frames, factors.time)):
+            yield f"{path}.num_frames: given {frames}; {problem}"
 
 # %% ../nbs/5_training/00_config.ipynb #4a803be8
 def cells_of(

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMPUTE_DTYPES', 'HELD_OUT_LEVELS', 'learning_rate', 'connector_dtype', 'contexts_of', 'encode_old_captions',
            'check_captions', 'scale_of', 'Precision', 'model_to_train', 'trained_parameters', 'make_optimizer',
-           'full_weights', 'load_full_weights', 'sample_losses', 'batch_losses', 'StepReport', 'losses_by_level',
-           'held_out_samples', 'FixedLevel', 'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters',
-           'rehearse', 'check_masks', 'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data',
-           'loader_of', 'load_model', 'facts_of', 'state_of', 'save_run', 'restore_state', 'resume_run',
-           'gather_gradients', 'step_of', 'check_finite', 'measure_run', 'look_at_start', 'look_after_step',
-           'TrainingResult', 'train_to_the_end', 'LtxvTrainer']
+           'full_weights', 'load_full_weights', 'sample_losses', 'StepReport', 'losses_by_level', 'held_out_samples',
+           'FixedLevel', 'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters', 'rehearse', 'check_masks',
+           'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data', 'loader_of', 'load_model',
+           'facts_of', 'state_of', 'save_run', 'restore_state', 'resume_run', 'gather_gradients', 'step_of',
+           'check_finite', 'measure_run', 'look_at_start', 'look_after_step', 'TrainingResult', 'train_to_the_end',
+           'LtxvTrainer']
 
 # %% ../nbs/5_training/04_training.ipynb #5206ca22
 import contextlib
@@ -239,18 +239,6 @@ def sample_losses(
     inputs = strategy.prepare_training_inputs(batch, timestep_sampler, generator)
     predictions = model(inputs.video, inputs.audio)
     return strategy.compute_loss(*predictions, inputs), strategy.stream_losses(*predictions, inputs), inputs
-
-
-def batch_losses(
-    model: nn.Module,  # the transformer, perhaps wrapped
-    strategy: TrainingStrategy,  # makes inputs and losses
-    batch: dict,  # records by folder
-    timestep_sampler,  # where on the noise path
-    generator: torch.Generator,  # source of noise, levels and coins
-) -> tuple[Tensor, dict[str, Tensor]]:  # the mean loss, to be differentiated, and the mean of each stream
-    "The means over a batch."
-    total, streams, _ = sample_losses(model, strategy, batch, timestep_sampler, generator)
-    return total.mean(), {name: loss.detach().mean() for name, loss in streams.items()}
 
 # %% ../nbs/5_training/04_training.ipynb #c39e1dbf
 @dataclass

@@ -36,8 +36,8 @@ from ltx_nb.lora import export_lora, fuse_lora, read_lora
 from ltx_nb.model.text import caption_record
 from ltx_nb.progress import Progress
 from ltx_nb.strategies import FlexibleStrategy, ModelInputs
-from ltx_nb.training import LtxvTrainer, StepReport, batch_losses, held_out_losses, held_out_samples, learning_rate
-from ltx_nb.training import losses_by_level, make_optimizer, trained_parameters
+from ltx_nb.training import LtxvTrainer, StepReport, held_out_losses, held_out_samples, learning_rate
+from ltx_nb.training import losses_by_level, make_optimizer, sample_losses, trained_parameters
 
 N = 2  # a whole run has 2N steps, an interrupted one N
 RATE = 3e-3
@@ -120,9 +120,9 @@ def test_loss_falls_on_one_batch(place, tmp_path):
     optimizer = make_optimizer(list(trained_parameters(trainer.model).values()), trainer.config.optimization)
     batch, losses = collate([trainer.dataset[0]]), []
     for _ in range(12):
-        loss, streams = batch_losses(
-            trainer.model, trainer.strategy, batch, trainer.timesteps, torch.Generator().manual_seed(0)
-        )
+        noise = torch.Generator().manual_seed(0)
+        total, streams, _ = sample_losses(trainer.model, trainer.strategy, batch, trainer.timesteps, noise)
+        loss = total.mean()
         loss.backward()
         optimizer.step(), optimizer.zero_grad()
         losses.append(loss.item())

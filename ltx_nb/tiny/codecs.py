@@ -10,6 +10,7 @@ __all__ = ['TEST_SEED', 'HOLD', 'VIDEO_STAGE', 'LATENT_NOISE', 'AUDIO_STAGE', 'S
 
 # %% ../../nbs/6_tiny/04_codecs.ipynb #09726081
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,17 +22,18 @@ from ..model.video_vae import norm_and_silu, pixels_to_channels, space_to_depth
 from ..model.vocoder import Vocoder
 from ..progress import Progress
 from .fitting import Stage, fit, principal_components, set_by_least_squares, unit_gain
-from .world import TINY, Scene, accuracy, listen, masks, paint, play, sample_scenes, watch
+from .world import TINY, Scene, World, accuracy, listen, masks, paint, play, sample_scenes, watch
 
 # %% ../../nbs/6_tiny/04_codecs.ipynb #ca121e2f
 TEST_SEED = 10**6  # the training steps use the seeds below
 
 
 def pixels(
-    scenes: list[Scene],
+    scenes: Sequence[Scene],
+    world: World = TINY,  # its sizes
 ) -> Tensor:  # `[B, 3, F, H, W]` float32 in [-1, 1], as the encoder wants them
     "Painted scenes."
-    return paint(scenes).transpose(1, 2).float().div(127.5).sub(1)
+    return paint(scenes, world).transpose(1, 2).float().div(127.5).sub(1)
 
 
 def peak_signal_to_noise(

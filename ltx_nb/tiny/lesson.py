@@ -18,7 +18,7 @@ from ..samplers import ShiftedLogitNormalTimestepSampler
 from ..strategies import TEXT_TO_VIDEO, FlexibleStrategy
 from .measure import HEARD, SEEN, accuracy_table, sample, verdicts
 from .recipe import Latents, encode_scenes
-from .world import NEW_COLOURS, TINY, captions, sample_scenes, write_dataset
+from .world import NEW_COLOURS, captions, sample_scenes, write_dataset
 
 # %% ../../nbs/6_tiny/07_lesson.ipynb #17d758ea
 NEW, REMINDERS = 72, 36  # clips
@@ -63,11 +63,7 @@ def paired_losses(
     strategy, losses = FlexibleStrategy(TEXT_TO_VIDEO), {name: {} for name in models}
     for name, parts in models.items():
         context = parts.text_encoder(list(texts), batch_size=32)
-        batch = {
-            "latents": {"latents": latents.video, "fps": torch.full((len(latents),), float(TINY.fps))},
-            "audio_latents": {"latents": latents.audio},
-            "conditions": {"video_context": context.video, "audio_context": context.audio},
-        }
+        batch = latents.records() | {"conditions": {"video_context": context.video, "audio_context": context.audio}}
         found: dict[str, list[Tensor]] = {}
         for draw in range(draws):
             noise = torch.Generator().manual_seed(seed + draw)

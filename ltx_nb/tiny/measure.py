@@ -63,11 +63,8 @@ def sample(
         part = list(texts[start : start + batch])
         context = parts.text_encoder(part, batch_size=batch)
         record = blank_record(TINY.width, TINY.height, TINY.frames, TINY.fps, samples=len(part))
-        if isinstance(given, Latents):
-            record["latents"]["latents"] = given.video[start : start + batch]
-            record["audio_latents"]["latents"] = given.audio[start : start + batch]
-        elif given is not None:
-            record |= {folder: {key: value[start : start + batch] for key, value in known.items()} for folder, known in given.items()}
+        known = given.records() if isinstance(given, Latents) else given or {}
+        record |= {folder: {key: value[start : start + batch] for key, value in each.items()} for folder, each in known.items()}
         prompt = Prompt(context.video, context.audio, nothing.video, nothing.audio)
         found = generate_latents(parts.transformer, record, prompt, plan, steps, guidance, seed + start, tokens=SHIFT_TOKENS)
         for name, latents in found.items():

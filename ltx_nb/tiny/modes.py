@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'LEFT', 'TOP', 'NEW', 'GIVEN', 'MIDDLE', 'LESSONS', 'WORDS', 'TRAINED', 'ASKED', 'SEED', 'next_scene',
-           'two_pictures', 'two_sounds', 'Clips', 'encode_lesson', 'Lesson', 'load_strategy', 'outside', 'lesson_clips',
-           'write_mode_lesson', 'judge_lesson', 'shares', 'Outcome', 'lesson_config', 'asked_plan',
-           'replace_conditions', 'questions', 'learns', 'teach_all', 'lessons_text']
+           'two_pictures', 'two_sounds', 'Clips', 'encode_lesson', 'Lesson', 'outside', 'lesson_media', 'lesson_clips',
+           'write_mode_lesson', 'judge_lesson', 'shares', 'Outcome', 'lesson_config', 'asked_plan', 'questions',
+           'learns', 'teach_all', 'lessons_text']
 
 # %% ../../nbs/6_tiny/08_modes.ipynb #98512a92
 import json
@@ -140,15 +140,13 @@ class Lesson:
     @property
     def streams(self) -> tuple[str, ...]:
         "Which streams the mode has."
-        return tuple(load_strategy(self.config))
+        strategy = read_yaml(config_text(self.config), self.config)["training_strategy"]
+        return tuple(stream for stream in ("video", "audio") if strategy.get(stream))
 
-
-def load_strategy(
-    config: str,  # packaged configuration
-) -> dict[str, dict]:  # stream -> block, of the streams that it has
-    "The streams of a packaged configuration."
-    strategy = read_yaml(config_text(config), config)["training_strategy"]
-    return {stream: strategy[stream] for stream in ("video", "audio") if strategy.get(stream)}
+    @property
+    def reference_world(self) -> World:
+        "The sizes of a reference."
+        return World(TINY.width // self.smaller, TINY.height // self.smaller)
 
 
 _video, _audio = "training_strategy.video.conditions.0.", "training_strategy.audio.conditions.0."
@@ -188,6 +186,20 @@ def outside(
     return [span for span in ((0.0, made[0]), (made[1], 1.0)) if span[0] < span[1]]
 
 
+def lesson_media(
+    lesson: Lesson,
+    scenes: Sequence[Scene],  # as they begin, or as the reference shows them
+) -> tuple[list[Scene], Tensor | None, Tensor | None]:  # what is to be made; pictures in [-1, 1] and sound, as the mode has them
+    "What a lesson shows of some scenes."
+    shown, streams = list(scenes) if lesson.kind == "colour" else [next_scene(scene) for scene in scenes], lesson.streams
+    clip = sound = None
+    if "video" in streams:
+        clip = two_pictures(scenes, lesson.kept) if lesson.kept else pixels(shown)
+    if "audio" in streams:
+        sound = two_sounds(scenes, outside(lesson.made)) if lesson.made else play(shown)
+    return shown, clip, sound
+
+
 def lesson_clips(
     lesson: Lesson,
     parts: LtxModelComponents,  # with encoders
@@ -196,14 +208,9 @@ def lesson_clips(
     seed: int,  # of scenes and captions
 ) -> Clips:
     "Clips of a lesson, to train on or to ask about."
-    scenes, streams = sample_scenes(split, count, seed), lesson.streams
-    shown = scenes if lesson.kind == "colour" else [next_scene(scene) for scene in scenes]
+    scenes = sample_scenes(split, count, seed)
+    shown, clip, sound = lesson_media(lesson, scenes)
     answers = [{name: getattr(scene, name) for name in lesson.attributes} for scene in shown]
-    clip = sound = None
-    if "video" in streams:
-        clip = two_pictures(scenes, lesson.kept) if lesson.kept else pixels(shown)
-    if "audio" in streams:
-        sound = two_sounds(scenes, outside(lesson.made)) if lesson.made else play(shown)
     records = encode_lesson(parts, clip, sound)
     if lesson.kept:
         mask = torch.zeros(TINY.height, TINY.width, dtype=torch.uint8)
@@ -214,9 +221,8 @@ def lesson_clips(
         given = (steps < lesson.made[0]) | (steps >= lesson.made[1])
         records["audio_masks"] = {"mask": given.to(torch.uint8).expand(count, -1)}
     if lesson.kind == "answer":
-        small = paint(scenes, World(TINY.width // lesson.smaller, TINY.height // lesson.smaller)) if "video" in streams else None
-        small = None if small is None else small.transpose(1, 2).float().div(127.5).sub(1)
-        references = encode_lesson(parts, small, play(scenes) if "audio" in streams else None)
+        small = None if clip is None else pixels(scenes, lesson.reference_world)
+        references = encode_lesson(parts, small, None if sound is None else play(scenes))
         records |= {f"reference_{folder}": record for folder, record in references.items()}
     texts = captions(scenes, seed) if lesson.captioned else [""] * count
     return Clips(records, texts, answers, scenes)
@@ -238,27 +244,24 @@ def write_mode_lesson(
     if lesson.kind == "colour":
         scenes = sample_scenes(NEW["colour"], count, seed) + sample_scenes("base", count // 2, seed + 1)
     texts = captions(scenes, seed) if lesson.captioned else [WORDS[lesson.kind]] * len(scenes)
-    silent, unseen = (stream not in lesson.streams for stream in ("audio", "video"))
     for number, (scene, text) in enumerate(zip(scenes, texts)):
-        shown = [scene] if lesson.kind == "colour" else [next_scene(scene)]
-        clip = two_pictures([scene], lesson.kept) if lesson.kept else pixels(shown)
-        sound = two_sounds([scene], outside(lesson.made)) if lesson.made else play(shown)
+        _, clip, sound = lesson_media(lesson, [scene])
         stem, row = folder / f"{number:04d}_{scene.colour}_{scene.shape}", {"caption": text}
-        if unseen:
+        if clip is None:
             row["audio"] = write_sound(stem.with_suffix(".wav"), sound[0], TINY.sample_rate).name
         else:
-            heard = () if silent else (sound[0], TINY.sample_rate)
+            heard = () if sound is None else (sound[0], TINY.sample_rate)
             row["video"] = write_video(stem.with_suffix(".mp4"), to_frames(clip[0]), TINY.fps, *heard, quality=10).name
-        if lesson.kind == "answer" and not unseen:
-            small = paint([scene], World(TINY.width // lesson.smaller, TINY.height // lesson.smaller))[0]
+        if lesson.kind == "answer" and clip is not None:
+            small = paint([scene], lesson.reference_world)[0]
             row["reference_video"] = write_video(folder / f"{stem.name}.reference.mp4", small, TINY.fps, quality=10).name
-        if lesson.kind == "answer" and not silent:
+        if lesson.kind == "answer" and sound is not None:
             row["reference_audio"] = write_sound(folder / f"{stem.name}.reference.wav", play([scene])[0], TINY.sample_rate).name
         if lesson.kept:
             mask = torch.zeros(3, TINY.height, TINY.width, dtype=torch.uint8)
             mask[:, lesson.kept[0], lesson.kept[1]] = 255
             row["video_mask"] = write_image(folder / f"{stem.name}.mask.png", mask).name
-        if lesson.made and not silent:
+        if lesson.made and sound is not None:
             row["audio_mask"] = "; ".join(f"{a * TINY.seconds:.2f}-{b * TINY.seconds:.2f}" for a, b in outside(lesson.made))
         rows.append(row)
     with atomic_path(folder / "dataset.jsonl") as unfinished:
@@ -341,12 +344,9 @@ def asked_plan(
     config: LtxTrainerConfig,  # of the mode
 ) -> Plan:  # of a question
     "The mode without what it is only given now and then, such as the first frame beside a reference."
-    often = lambda block: replace_conditions(block, [c for c in block.conditions if c.probability >= 0.5])
-    return Plan(**{name: often(block) for name, block in config.training_strategy.streams().items()})
-
-
-def replace_conditions(block, conditions) -> StreamPlan:
-    return StreamPlan(block.latents_dir, block.is_generated, tuple(conditions))
+    often = lambda block: tuple(c for c in block.conditions if c.probability >= 0.5)
+    streams = config.training_strategy.streams()
+    return Plan(**{name: StreamPlan(block.latents_dir, block.is_generated, often(block)) for name, block in streams.items()})
 
 
 def questions(

@@ -47,6 +47,11 @@ class Latents:
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def records(self, rows: slice | Tensor = slice(None)) -> dict[str, dict[str, Tensor]]:  # by folder
+        "Some of them as a batch of a dataset has them."
+        video = self.video[rows]
+        return {"latents": {"latents": video, "fps": torch.full((len(video),), float(TINY.fps))}, "audio_latents": {"latents": self.audio[rows]}}
+
 
 @torch.no_grad()
 def encode_scenes(
@@ -200,14 +205,9 @@ def train_base(
         texts = ["" if drop else caption(latents.scenes[i], t) for i, t, drop in zip(first, templates, dropped, strict=True)]
         video_context, audio_context = captions.contexts(texts, with_grad=True)
         rows = torch.tensor([alike[i][(alike[i].index(i) + k) % len(alike[i])] for i in first for k in range(COPIES)])
-        batch = {
-            "latents": {"latents": latents.video[rows], "fps": torch.full((len(rows),), float(TINY.fps))},
-            "audio_latents": {"latents": latents.audio[rows]},
-            "conditions": {
-                "video_context": video_context.repeat_interleave(COPIES, 0),
-                "audio_context": audio_context.repeat_interleave(COPIES, 0),
-            },
-        }
+        contexts = {"video_context": video_context, "audio_context": audio_context}
+        captioned = {name: context.repeat_interleave(COPIES, 0) for name, context in contexts.items()}
+        batch = latents.records(rows) | {"conditions": captioned}
         inputs = strategies[name].prepare_training_inputs(batch, sampler, draw)
         losses = strategies[name].stream_losses(*model(inputs.video, inputs.audio, None), inputs)
         return {stream: loss.mean() for stream, loss in losses.items()}
