@@ -243,7 +243,7 @@ def train_audio_vae(
     return encoder, decoder, log
 
 # %% ../../nbs/6_tiny/04_codecs.ipynb #01c4f52a
-VOCODER_STAGE = Stage("vocoder", steps=1800, rate=1e-3, batch=12, decay_from=0.15)
+VOCODER_STAGE = Stage("vocoder", steps=3600, rate=1e-3, batch=12, decay_from=0.15)
 LENGTH, EDGE = 24, 2  # mel frames of a training window, and how many at its ends know too little
 WINDOWS = (256, 1024)  # samples, of the spectra that are compared
 
