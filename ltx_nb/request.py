@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FROZEN', 'ORDER', 'Request', 'read_conditions', 'Part', 'film_window', 'available_frames', 'read_pictures',
            'whole_frames', 'read_prefix', 'read_suffix', 'sound_window', 'read_sound_end', 'read_whole_sound',
-           'read_part', 'Media', 'read_media', 'encoders_needed', 'encode_media', 'write_part', 'beside']
+           'read_part', 'Media', 'read_media', 'encoders_needed', 'media_hash', 'encode_media', 'write_part', 'beside']
 
 # %% ../nbs/5_training/02_request.ipynb #05a01847
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -314,6 +315,21 @@ def encoders_needed(
 ) -> set[str]:  # of "video" and "audio"
     "Which encoders some requests need."
     return {part.stream for each in media for part in each.parts}
+
+
+def media_hash(
+    media: Media,
+) -> str:  # the same for the same pixels, samples and sizes, wherever the files are
+    "A hash of everything that decides the record of a request."
+    size = media.request.width, media.request.height, media.request.frames, media.request.fps
+    found = hashlib.sha256(repr((size, media.plan)).encode())
+    for part in media.parts:
+        clip, sound = part.clip, part.sound
+        found.update(repr((part.type, part.stream, part.seconds, clip and clip.fps, sound and sound[1])).encode())
+        for tensor in (clip and clip.frames, sound and sound[0], part.mask):
+            if tensor is not None:
+                found.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def encode_media(

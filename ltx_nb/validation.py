@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'MEDIA_SUFFIXES', 'FACTORS', 'free', 'encode_prompts', 'cached_contexts', 'prompt_of', 'texts_of',
-           'encode_given', 'Generated', 'decode_latents', 'with_given', 'decode_frames', 'decode_sound', 'follow_lora',
-           'generate', 'walk', 'requests_of', 'media_of', 'ValidationRunner']
+           'encode_given', 'cached_given', 'Generated', 'decode_latents', 'with_given', 'decode_frames', 'decode_sound',
+           'follow_lora', 'generate', 'walk', 'requests_of', 'media_of', 'ValidationRunner']
 
 # %% ../nbs/5_training/02_validation.ipynb #b6e545f2
 import contextlib
@@ -32,7 +32,7 @@ from .model.transformer import LTXModel
 from .model.video_vae import Tiling, VideoDecoder, decode_chunks, to_uint8
 from .model.vocoder import Vocoder, decode_audio
 from .progress import Progress, make_progress
-from .request import Media, Request, beside, encode_media, encoders_needed, read_media
+from .request import Media, Request, beside, encode_media, encoders_needed, media_hash, read_media
 
 # %% ../nbs/5_training/02_validation.ipynb #a8a1ce6b
 def free(
@@ -114,17 +114,43 @@ def encode_given(
     device: torch.device | str = "cpu",  # where the encoders run
     dtype: torch.dtype = torch.bfloat16,  # of the video encoder; the audio encoder is float32, as in a preparation
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
+    cache: str | Path | None = None,  # a folder that keeps them for the next time
 ) -> list[dict]:  # for each, the records by folder, on the CPU
     "What some requests give, as the records that training clips would have been."
-    needed = encoders_needed(media)
-    video_encoder = load_video_vae_encoder(model, device, dtype) if "video" in needed else None
-    audio_encoder = load_audio_vae_encoder(model, device, torch.float32) if "audio" in needed else None
-    large = lambda request: request.width * request.height * request.frames > LARGE
-    records = [encode_media(each, video_encoder, audio_encoder, factors, Tiling() if large(each.request) else None) for each in media]
-    del video_encoder, audio_encoder
-    if needed:
+    encoders = {}
+
+    def encoder(stream: str, wanted: set[str]):
+        if stream in wanted and stream not in encoders:
+            load, kind = {"video": (load_video_vae_encoder, dtype), "audio": (load_audio_vae_encoder, torch.float32)}[stream]
+            encoders[stream] = load(model, device, kind)
+        return encoders.get(stream)
+
+    def encode(each: Media) -> dict:
+        large, wanted = each.request.width * each.request.height * each.request.frames > LARGE, encoders_needed([each])
+        return encode_media(each, encoder("video", wanted), encoder("audio", wanted), factors, Tiling() if large else None)
+
+    made_by = {} if cache is None else {"dtype": str(dtype), **checkpoint_identity(model)}
+    records = [encode(m) if cache is None or not m.parts else cached_given(m, made_by, cache, encode) for m in media]
+    if encoders:
+        encoders.clear()
         free(device)
     return records
+
+
+def cached_given(
+    media: Media,  # from `read_media`, with something given
+    made_by: dict,  # what decides how it is encoded, weights and all
+    folder: str | Path,  # of the cache
+    encode: Callable[[Media], dict],  # called where there is no record yet
+) -> dict:  # by folder
+    "A record as it was encoded before."
+    made_by = {part: value for part, value in made_by.items() if part in ("dtype", "video_vae", "audio_vae")}
+    flat = lambda: {f"{role}/{name}": value for role, part in encode(media).items() for name, value in part.items()}
+    record: dict[str, dict[str, Tensor]] = {}
+    for key, value in cached_record(folder, {"media": media_hash(media), **made_by}, flat).items():
+        role, name = key.split("/")
+        record.setdefault(role, {})[name] = value
+    return record
 
 
 LARGE = 512 * 512 * 49  # pixels of a clip from which on it is encoded and decoded in tiles
@@ -354,7 +380,7 @@ class ValidationRunner:
         self.in_8bit = config.acceleration.load_text_encoder_in_8bit
         self.folder = Path(config.output_dir) / "samples"
         data = resolve_data_root(config.data.preprocessed_data_root)
-        self.cache = data / ".contexts" / "prompts" if os.access(data, os.W_OK) else None
+        self.cache = data / ".contexts" if os.access(data, os.W_OK) else None
         self.device, self.dtype, self.progress = device, dtype, progress or make_progress("none")
         self.requests = requests_of(config.validation)
         self.factors = ScaleFactors.from_config(read_header(self.model))
@@ -368,10 +394,11 @@ class ValidationRunner:
             return
         with self.progress.phase("Reading the validation prompts"):
             texts = texts_of(self.requests)
-            how = self.model, self.text_encoder, self.device, self.dtype, self.in_8bit, self.cache
+            how = self.model, self.text_encoder, self.device, self.dtype, self.in_8bit, self.cache and self.cache / "prompts"
             self.contexts = encode_prompts(texts, *how)
         with self.progress.phase("Encoding what the samples give") if encoders_needed(self.media) else contextlib.nullcontext():
-            self.records = encode_given(self.media, self.model, self.device, self.dtype, self.factors)
+            how = self.model, self.device, self.dtype, self.factors, self.cache and self.cache / "given"
+            self.records = encode_given(self.media, *how)
 
     def paths(self, step: int) -> list[Path]:
         "The samples that exist for a step."
@@ -383,12 +410,12 @@ class ValidationRunner:
 
     def run(
         self,
-        transformer: LTXModel,  # with its adapters
+        transformer: LTXModel,  # with its adapters; wrapped for several processes or not
         step: int,  # for the file names
         autocast: contextlib.AbstractContextManager | None = None,  # for weights that are kept in float32
     ) -> list[Path]:  # the files
         "Generate every sample."
-        walked, files = [], []
+        transformer, walked, files = getattr(transformer, "module", transformer), [], []
         with self.progress.phase("Validation", len(self.requests), "sample"):
             for media, record in zip(self.media, self.records, strict=True):
                 with autocast or contextlib.nullcontext():

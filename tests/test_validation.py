@@ -422,6 +422,43 @@ def test_prompts_are_encoded_once_for_all_runs(place, tmp_path):
     assert other["a"].video.dtype == torch.bfloat16 and len(list(cache.glob("*.safetensors"))) == 3
 
 
+def test_given_content_is_encoded_once_for_all_processes_and_runs(place, tmp_path, media):
+    "W45: every process of the reference encodes all media; here whoever comes second reads what the first one kept."
+    place = place.with_data("data_of_given", 2)
+    picture = write_image(tmp_path / "picture.png", torch.full((3, 64, 64), 90, dtype=torch.uint8))
+    given = [{"type": "first_frame", "image_or_video": str(picture)}, condition(media, "prefix of sound")]
+    samples = [{"prompt": "a", "conditions": given}]
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples, validation__video_dims=[64, 64, 9])
+
+    def records():
+        runner = ValidationRunner(config, "cpu", torch.float32)
+        runner.encode()
+        return runner.records[0]
+
+    first = records()
+    (kept,) = (place.data / ".contexts" / "given").glob("*.safetensors")
+    save_file({name: 2 * value for name, value in load_file(kept).items()}, kept, read_metadata(kept))
+    second = records()
+    for role, record in first.items():
+        assert all(torch.equal(second[role][name], 2 * value) for name, value in record.items())  # read, not made again
+    write_image(picture, torch.zeros(3, 64, 64, dtype=torch.uint8))  # the same name, another picture
+    assert not torch.equal(records()["latents"]["latents"], second["latents"]["latents"])
+
+
+def test_a_model_that_is_wrapped_for_several_processes_makes_the_same_samples(place, tmp_path, adapted):
+    "W50: the reference asks the wrapper for the number of blocks, which it does not know."
+    config = configure(place, tmp_path, validation__interval=1, validation__samples=[{"prompt": "a"}], validation__stg_blocks=None)
+    runner = ValidationRunner(config, "cpu", torch.float32)
+    runner.encode()
+    (plain,) = runner.run(adapted[0], 0)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        (wrapped,) = runner.run(torch.nn.parallel.DistributedDataParallel(adapted[0]), 1)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(read_video(plain).frames, read_video(wrapped).frames)
+
+
 def test_a_sample_that_cannot_be_read_is_named_before_anything_is_loaded(place, tmp_path, media):
     samples = [{"prompt": "a"}, {"prompt": "b", "conditions": [condition(media, "video_to_audio")], "video_dims": [64, 64, 17]}]
     config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
