@@ -720,6 +720,7 @@ class ValidationMask(OneMedium):
 
     type: Literal["mask"] = "mask"
     mask: Annotated[str, BeforeValidator(mask_source)]  # image, video or tensor file; of sound also seconds: 0.5-1.2; 2-3
+    mask_keep: Literal["all", "majority", "any"] = "all"  # how much of a latent cell of video a mask has to keep, as in `prepare`
 
     @property
     def in_seconds(self) -> bool:
@@ -730,6 +731,8 @@ class ValidationMask(OneMedium):
     def seconds_are_heard(self):
         if self.video and self.in_seconds:
             raise ValueError(f"mask: given {brief(self.mask)}, which are seconds of sound; a mask of a video is a picture or a video")
+        if self.audio and "mask_keep" in self.model_fields_set:
+            raise ValueError("mask_keep: a step of sound is kept or not; the rule is for cells of a video, leave it out")
         return self
 
 

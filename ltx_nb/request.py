@@ -256,7 +256,7 @@ def read_part(
             return replace(part, condition=Condition(kind, mask_dir=folder), mask=mask)
         case "mask":
             clip, plan = read_pictures(request, condition.video)
-            return Part(kind, stream, Condition(kind, mask_dir=folder), clip, mask=read_video_mask(condition.mask, plan, factors))
+            return Part(kind, stream, Condition(kind, mask_dir=folder), clip, mask=read_video_mask(condition.mask, plan, factors, condition.mask_keep))
         case "reference" if sound:
             waveform, rate, seconds = sound_window(request, condition.audio)
             return Part(kind, stream, Condition(kind, latents_dir=folder), None, (waveform, rate), seconds)

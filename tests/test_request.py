@@ -107,6 +107,18 @@ def test_a_mask_of_sound_may_be_seconds(files, mask):
     assert torch.equal(said.record["audio_masks"]["mask"], written.record["audio_masks"]["mask"])
 
 
+@pytest.mark.parametrize(("rule", "columns"), [("all", 1), ("majority", 2), ("any", 3)])
+def test_a_mask_keeps_cells_by_the_rule_of_its_dataset(files, tmp_path, rule, columns):
+    "Of cells of 32 pixels the first is white, the second white to three quarters, the third to a quarter."
+    picture = torch.zeros(3, 64, 128, dtype=torch.uint8)
+    picture[:, :, :56] = picture[:, :, 64:72] = 255
+    write_image(tmp_path / "mask.png", picture)
+    condition = {"type": "mask", "video": str(files / "film.mp4"), "mask": str(tmp_path / "mask.png"), "mask_keep": rule}
+    request = Request(PROMPT, width=128, height=64, frames=17, fps=12, conditions=[condition])
+    mask = read_media(request).record["video_masks"]["mask"][0]
+    assert mask.any(0).any(0).sum() == columns
+
+
 def test_a_mask_of_pictures_may_not_be_seconds(files):
     with pytest.raises(ValueError, match="0.4-0.8.*seconds of sound.*picture or a video"):
         Request(PROMPT, conditions=[{"type": "mask", "video": str(files / "film.mp4"), "mask": "0.4-0.8"}])
@@ -209,6 +221,8 @@ def test_what_cannot_be_given_is_refused_with_numbers(files, condition, options,
         ([{"type": "video_to_audio", "video": "film.mp4"}, {"type": "first_frame", "image_or_video": "film.mp4"}], {}, "remove first_frame"),
         ([{"type": "video_to_audio", "video": "film.mp4"}, {"type": "audio_to_video", "audio": "film.mp4"}], {}, "nothing is left"),
         ([{"type": "mask", "video": "film.mp4"}], {}, "mask: missing"),
+        ([{"type": "mask", "audio": "sound.wav", "mask": "middle.txt", "mask_keep": "any"}], {}, "mask_keep: a step of sound is kept or not"),
+        ([{"type": "mask", "video": "film.mp4", "mask": "left.png", "mask_keep": "most"}], {}, "mask_keep"),
         ([{"type": "masc", "video": "film.mp4"}], {}, "masc"),
         ([{"type": "prefix", "video": "film.mp4", "frames": 9}], {}, "did you mean num_frames"),
     ],
