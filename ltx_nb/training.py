@@ -459,12 +459,14 @@ def encode_empty_caption(
     config: LtxTrainerConfig,  # of the run
     device: torch.device | str,  # where Gemma runs
     dtype: torch.dtype,  # of the result
+    cache: Path | None = None,  # the folder of encoded prompts
 ) -> dict[str, Tensor]:  # `video_context`, `audio_context`: `[S, D]`, as far as the checkpoint has them
     "What a sample reads whose caption is dropped."
     model = config.model
     if model.text_encoder_path is None:
         raise ConfigError("training_strategy.caption_dropout encodes an empty caption: set model.text_encoder_path")
-    said = encode_prompts([""], model.model_path, model.text_encoder_path, device, dtype, config.acceleration.load_text_encoder_in_8bit)
+    in_8bit = config.acceleration.load_text_encoder_in_8bit
+    said = encode_prompts([""], model.model_path, model.text_encoder_path, device, dtype, in_8bit, cache)
     return {f"{name}_context": x[0] for name, x in (("video", said[""].video), ("audio", said[""].audio)) if x is not None}
 
 # %% ../nbs/5_training/04_training.ipynb #efce9508
@@ -497,7 +499,8 @@ class Run:
         self.validation.encode()
         if self.strategy.caption_dropout and self.strategy.empty_caption is None:
             with self.progress.phase("Reading the empty caption"):
-                self.strategy.empty_caption = encode_empty_caption(self.config, self.device, self.precision.inputs)
+                kept = self.validation.cache and self.validation.cache / "prompts"
+                self.strategy.empty_caption = encode_empty_caption(self.config, self.device, self.precision.inputs, kept)
         with self.progress.phase("Loading the transformer"):
             load_model(self)
         if self.config.model.load_checkpoint is not None:
