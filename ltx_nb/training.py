@@ -196,7 +196,7 @@ def make_optimizer(
     "AdamW, or AdamW with its state in 8 bit."
     options = {"lr": config.learning_rate, "betas": tuple(config.betas), "weight_decay": config.weight_decay}
     if config.optimizer_type == "adamw":
-        return torch.optim.AdamW(parameters, **options)
+        return torch.optim.AdamW(parameters, fused=True, **options)  # one kernel for all tensors, on a CPU too
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
