@@ -1,16 +1,20 @@
 "The recipe of the tiny checkpoint: resumable, and clear about what it was asked."
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from ltx_nb.generate import Guidance
 from ltx_nb.progress import make_progress
+from ltx_nb.tiny.checkpoint import tensor_hash
 from ltx_nb.tiny.codecs import start_video_vae
 from ltx_nb.tiny.fitting import Muon, Stage, fit, load_state, orthogonalize, save_state, set_by_least_squares, unit_gain
 from ltx_nb.tiny.lesson import write_lesson
-from ltx_nb.tiny.recipe import STAGES, thin, train_tiny
+from ltx_nb.tiny.recipe import STAGES, Recipe, thin, train_tiny
+from ltx_nb.validation import generate
 
 STAGE = Stage("net", steps=30, rate=0.02, batch=8)
 
@@ -51,6 +55,22 @@ def test_a_run_that_broke_off_goes_on_from_what_was_saved(tmp_path):
     with pytest.raises(RuntimeError, match="power"):
         run(tmp_path / "parts", fail_at=17)
     assert torch.equal(run(tmp_path / "parts")[0], whole)
+
+
+def test_milestones_are_kept_once_with_the_averaged_weights(tmp_path):
+    net, looks = network(), []
+
+    def look():
+        looks.append(net[0].weight.detach().clone())
+        return torch.zeros(3, 2, 2)
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    ask = lambda step: {"error": (net(x) - x.sum(1, keepdim=True)).square().mean()}
+    for limit in (10, None, None):
+        with make_progress("none") as progress:
+            fit(STAGE, {"net": net}, ask, tmp_path, progress, limit=limit, look=look)
+    assert sorted(path.name for path in (tmp_path / "growth").iterdir()) == ["net_00000.png", "net_00030.png"]
+    assert len(looks) == 2 and torch.equal(looks[-1], net[0].weight)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
@@ -113,6 +133,25 @@ def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="no stage decoder; there are " + ", ".join(STAGES)), make_progress("none") as progress:
         train_tiny(tmp_path / "recipe", progress, ["decoder"])
     assert not (tmp_path / "recipe").exists()
+
+
+def test_the_whole_recipe_in_small_makes_a_checkpoint_that_loads_and_is_not_made_twice(tmp_path):
+    small = {name: replace(stage, steps=1, batch=2) for name, stage in STAGES.items()}
+    recipe = Recipe(small, start=11, wide=4, base=4)
+
+    def make():
+        with make_progress("none") as progress:
+            return train_tiny(tmp_path, progress, recipe=recipe)
+
+    made = make()
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["sha256"] == tensor_hash(made.model) and set(record["curves"]) == set(STAGES)
+    clip = generate("the red ball rising by day", made.model, made.text_encoder, width=64, height=64, frames=17, fps=12, steps=2, guidance=Guidance.off())
+    assert clip.frames.shape == (17, 3, 64, 64) and torch.isfinite(clip.sound).all()
+    kinds = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "growth").iterdir()}
+    assert kinds == set(STAGES)
+    first = tensor_hash(made.model)
+    assert tensor_hash(make().model) == first
 
 
 def test_too_few_clips_for_the_start_in_closed_form():

@@ -172,10 +172,15 @@ def figures(
         rows[f"{name}, probe"] = accuracy_table(probed(both), real, attributes)
     for split, name in (("base", "base, from captions"), ("held_out", "held-out combinations")):
         scenes = sample_scenes(split, count, seed + 2)
-        made = sample(parts, captions(scenes, seed), seed=seed)
+        texts = captions(scenes, seed)
+        made = sample(parts, texts, seed=seed)
         for opinion, ask in (("judge", lambda made: verdicts(parts, made)), ("probe", probed)):
             for attributes, stream in ((SEEN, "picture"), (HEARD, "sound")):
                 rows[f"{name}, {stream}, {opinion}"] = accuracy_table(ask(made), scenes, attributes)
+    for named, when in ((True, "named"), (False, "not named")):
+        rows_of = torch.tensor([i for i, (s, text) in enumerate(zip(scenes, texts)) if (s.timbre in text) == named])
+        heard = verdicts(parts, {"audio": made["audio"][rows_of]})
+        rows[f"held-out combinations, sound, instrument {when}"] = accuracy_table(heard, [scenes[i] for i in rows_of], HEARD)
     scenes = sample_scenes("base", count, seed + 3)
     known = encode_scenes(scenes, *encoders)
     for task, stream, attributes in (("sound for a picture", "audio", HEARD), ("a picture for a sound", "video", SEEN)):
