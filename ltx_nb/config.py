@@ -731,7 +731,7 @@ class ValidationMask(OneMedium):
     def seconds_are_heard(self):
         if self.video and self.in_seconds:
             raise ValueError(f"mask: given {brief(self.mask)}, which are seconds of sound; a mask of a video is a picture or a video")
-        if self.audio and "mask_keep" in self.model_fields_set:
+        if self.audio and self.mask_keep != "all":
             raise ValueError("mask_keep: a step of sound is kept or not; the rule is for cells of a video, leave it out")
         return self
 

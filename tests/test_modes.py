@@ -160,7 +160,7 @@ def old_folder(world, tmp_path_factory):
     rows = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
     features = encoder.precompute([row["caption"] for row in rows])
     clips = [Path(row["video"]).name for row in rows]  # records are in the order of their names, which have a hash of the path
-    for role in sorted(path.name for path in (folder / "data").iterdir() if path.is_dir()):
+    for role in sorted(path.name for path in (folder / "data").iterdir() if path.is_dir() and path.name[0] != "."):
         for name, path in list_records(folder / "data" / role).items():
             record, number = read_record(path), next(i for i, clip in enumerate(clips) if name.endswith(clip))
             if role == "latents":
