@@ -136,6 +136,7 @@ def prepare(
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32; what suits the device if not given")] = None,
     load_text_encoder_in_8bit: Annotated[bool, typer.Option(help="Gemma at half the memory; needs CUDA")] = False,
     overwrite: Annotated[bool, typer.Option(help="redo what is there")] = False,
+    prune: Annotated[bool, typer.Option(help="delete records of clips that this dataset does not have")] = False,
     decode: Annotated[bool, typer.Option(help="decode the latents again, to see what the autoencoder keeps")] = False,
     device: Device = None,
     progress: Quiet = "auto",
@@ -149,7 +150,7 @@ def prepare(
             clips, output, model, text_encoder, resolution_buckets=resolution_buckets, fps=fps, device=device,
             lora_trigger=lora_trigger, with_audio=with_audio, caption_column=caption_column, video_column=video_column,
             batch_size=batch_size, vae_tiling=vae_tiling, dtype=dtype, load_text_encoder_in_8bit=load_text_encoder_in_8bit,
-            overwrite=overwrite, decode=decode, progress=shown, mask_keep=mask_keep,
+            overwrite=overwrite, prune=prune, decode=decode, progress=shown, mask_keep=mask_keep,
             reference_downscale_factor=reference_downscale_factor, reference_temporal_scale_factor=reference_temporal_scale_factor,
         )  # fmt: skip
     show_report(report)
@@ -417,7 +418,7 @@ def demo(
             shown.file(output / "clips" / concept)
         report = run_prepare(
             output / "clips" / concept, output / "data" / concept, tiny.model, tiny.text_encoder,
-            resolution_buckets="64x64x17", progress=shown,
+            resolution_buckets="64x64x17", prune=True, progress=shown,
         )  # fmt: skip
         models = {"before": load_world_model(tiny)}
         texts = unseen(models["before"], f"{concept}_held_out", 6)[1]

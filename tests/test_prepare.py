@@ -246,6 +246,18 @@ def test_new_clip_is_added_and_a_removed_one_named(place, tiny):
 # trouble with one clip
 
 
+def test_pruning_deletes_the_records_of_clips_that_are_gone(place, tiny, monkeypatch):
+    for suffix in "mp4", "txt":
+        (place / "clips" / f"bow_snaps.{suffix}").unlink()
+    before = contents(place)
+    nothing_loads(monkeypatch)
+    assert contents(place) == before and "--prune" in " ".join(again(place, tiny).notes)
+    report = again(place, tiny, prune=True)
+    assert any("Deleted" in note and "bow_snaps" in note for note in report.notes)
+    assert contents(place) == {name: data for name, data in before.items() if "bow_snaps" not in name}
+    assert not again(place, tiny, prune=True).notes
+
+
 def troubled(place, trouble):
     clip, words = place / "clips" / "trouble.mp4", place / "clips" / "trouble.txt"
     words.write_text("Trouble.")

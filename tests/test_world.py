@@ -311,8 +311,9 @@ def test_a_dataset_folder_is_read_back_as_it_was_meant(tmp_path):
     paths = write_dataset(tmp_path / "new" / "clips", scenes, seed=2)
     assert [p.with_suffix(".txt").read_text().strip() for p in paths] == captions(scenes, seed=2)
     assert all(re.fullmatch(r"\d{4}(_[a-z]+){4}\.mp4", path.name) for path in paths)
+    (paths[0].parent / "of_yesterday.mp4").write_bytes(paths[0].read_bytes())
     samples = read_dataset(tmp_path / "new" / "clips").samples
-    assert [sample.caption for sample in samples] == captions(scenes, seed=2)
+    assert [(sample.main, sample.caption) for sample in samples] == list(zip(paths, captions(scenes, seed=2)))
     clips = [read_video(path) for path in paths]
     assert {(clip.fps, clip.sample_rate) for clip in clips} == {(12, 16000)}
     verdicts = judge(torch.stack([c.frames for c in clips]), torch.stack([c.sound for c in clips]))

@@ -10,7 +10,7 @@ __all__ = ['STILL_FPS', 'MOST_PIXELS', 'MOST_FRAMES', 'RECIPE_VERSION', 'FOLDERS
            'read_ahead', 'release', 'run_stage', 'run_captions', 'write_previews', 'write_preview', 'PreparedSample',
            'PrepareReport', 'report_lines', 'report_head', 'report_table', 'report_html', 'report_text', 'Weights',
            'check_weights', 'open_store', 'open_dataset', 'check_clips', 'leave_out', 'all_tasks', 'read_task',
-           'encode_all', 'dataset_notes', 'number_format', 'prepare', 'make_report']
+           'encode_all', 'dataset_notes', 'prune_store', 'number_format', 'prepare', 'make_report']
 
 # %% ../../nbs/4_data/03_prepare.ipynb #378d8ac6
 import gc
@@ -953,11 +953,23 @@ def dataset_notes(
         if old := [sample.id for sample in dataset if sample.id in records and role not in sample.roles]:
             notes.append(f"The store still holds {FOLDERS[role]} of {len(old)} samples that name none now: {_names(old)}. "
                          f"Training on {FOLDERS[role]} uses them too; delete that folder to be rid of them.")
-    orphans = sorted({name for role in WORDS for name in books.manifest.records.get(role, {})} - ids)
-    if orphans:
+    if orphans := sorted({name for records in books.manifest.records.values() for name in records} - ids):
         notes.append(f"The store also holds {len(orphans)} samples that are not in this dataset: {_names(orphans)}. "
-                     "Training uses them too; prepare into an empty folder to be rid of them.")
+                     "Training uses them too; prepare with prune=True (`--prune`) to delete them.")
     return notes
+
+# %% ../../nbs/4_data/03_prepare.ipynb #1f7e34e0
+def prune_store(
+    books: Books,
+    dataset: Dataset,  # what stays
+) -> list[str]:  # a note for the user, where something was deleted
+    "Delete the records of samples that a dataset does not have."
+    ids = {sample.id for sample in dataset}
+    gone = {(role, name) for role, records in books.manifest.records.items() for name in records if name not in ids}
+    for role, name in gone:
+        books.manifest.remove(role, name)
+    names = sorted({name for _, name in gone})
+    return [f"Deleted the records of {len(names)} samples that are not in this dataset: {_names(names)}."] if names else []
 
 # %% ../../nbs/4_data/03_prepare.ipynb #7998d035
 FORMATS = ("bfloat16", "float16", "float32")
@@ -995,6 +1007,7 @@ def prepare(
     load_text_encoder_in_8bit: bool = False,  # half the memory; needs CUDA and bitsandbytes
     decode: bool = False,  # write previews of what the latents hold
     overwrite: bool = False,  # make every record anew, even valid ones
+    prune: bool = False,  # delete records of samples that this dataset does not have
     device: str | None = None,  # cuda, cpu, ...; None: a GPU if there is one
     dtype: str | torch.dtype | None = None,  # bfloat16 or float32; None: what suits the device
     progress: Any = None,  # an `ltx_nb.progress.Progress`; None: silence
@@ -1013,8 +1026,9 @@ def prepare(
     doctor = check_clips(dataset, resolution_buckets, weights.factors, settings, progress)
     books = Books(store, progress)
     with kept(books):
+        notes = prune_store(books, dataset) if prune else []
         tasks = open_tasks(books, all_tasks(books, dataset, doctor, settings, weights), overwrite)
-        notes = [] if hears == with_audio else [f"{weights.model.name} has no audio encoder: prepared without sound."]
+        notes += [] if hears == with_audio else [f"{weights.model.name} has no audio encoder: prepared without sound."]
         notes += encode_all(books, tasks, settings, weights, device, format_, max(1, batch_size))
         if decode:
             good = [sample.id for sample in dataset if sample.id not in books.failed]

@@ -13,6 +13,7 @@ __all__ = ['COLOURS', 'PITCHES', 'TIMBRES', 'DIRECTIONS', 'BACKGROUNDS', 'NEW_CO
            'judge', 'accuracy', 'confusion', 'write_dataset']
 
 # %% ../../nbs/6_tiny/02_world.ipynb #69f2dffc
+import csv
 import difflib
 import itertools
 import math
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..data.media import write_video
+from ..data.store import atomic_path
 
 # %% ../../nbs/6_tiny/02_world.ipynb #fde94116
 COLOURS = {  # red, green, blue; 0 to 1
@@ -679,15 +681,17 @@ def write_dataset(
     scenes: Sequence[Scene],
     seed: int = 0,  # of the wordings
     world: World = TINY,
-) -> list[Path]:  # the films; each has its caption beside it in a .txt
+) -> list[Path]:  # the films; each has its caption beside it in a .txt, and `dataset.csv` names them all
     "Write scenes as a folder of captioned mp4 files."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for i, (scene, text) in enumerate(zip(scenes, captions(scenes, seed))):
+    paths, texts = [], captions(scenes, seed)
+    for i, (scene, text) in enumerate(zip(scenes, texts)):
         name = f"{i:04d}_{scene.colour}_{scene.shape}_{scene.motion}_{scene.background}.mp4"
         (frames,), (sound,) = render([scene], world)
         path = write_video(folder / name, frames, world.fps, sound, world.sample_rate, quality=10)
         path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         paths.append(path)
+    with atomic_path(folder / "dataset.csv") as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("video", "caption"), *((path.name, text) for path, text in zip(paths, texts))])
     return paths
