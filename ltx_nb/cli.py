@@ -251,6 +251,7 @@ def generate(
     audio: Annotated[bool, typer.Option(help="make sound")] = True,
     given: Annotated[list[str] | None, typer.Option(help="a condition: its type and fields, such as 'first_frame image_or_video=dog.png'; may be given several times")] = None,
     load_text_encoder_in_8bit: Annotated[bool, typer.Option(help="Gemma at half the memory; needs CUDA")] = False,
+    quantization: Annotated[str | None, typer.Option(help="int8, fp8, nf4, int4 or int2: what the transformer is kept in, to save memory")] = None,
     device: Device = None,
     progress: Quiet = "auto",
 ) -> int:
@@ -266,7 +267,7 @@ def generate(
     with make_progress(progress) as shown:
         made = run(
             prompt, model, text_encoder, None, lora, lora_strength, transformer, device,
-            load_text_encoder_in_8bit=load_text_encoder_in_8bit, progress=shown, width=width, height=height, frames=frames,
+            load_text_encoder_in_8bit=load_text_encoder_in_8bit, quantization=quantization, progress=shown, width=width, height=height, frames=frames,
             fps=fps, seed=seed, steps=steps, guidance=None if guide else Guidance.off(), video=video, audio=audio, **options,
         )  # fmt: skip
     print(made.save(output))

@@ -17,13 +17,13 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'OneMedium', 'Window', 'ValidationPrefix', 'ValidationSuffix', 'ValidationSpatialCrop', 'mask_source',
            'ValidationMask', 'ValidationReference', 'VideoToAudio', 'AudioToVideo', 'stream_of', 'filled_text',
            'ValidationSample', 'migrate_guidance', 'migrate_samples', 'ValidationConfig', 'targets_in', 'wide_targets',
-           'idle_targets', 'kept_samples', 'conditions_of', 'adapter_is_described', 'adapter_meets_a_stream',
-           'prompts_can_be_encoded', 'empty_caption_can_be_encoded', 'samples_make_something', 'warmup_ends',
-           'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig', 'resolve_data_root', 'few',
-           'records_in', 'dataset_is_complete', 'something_to_train_on', 'header_of', 'checkpoint_is_whole',
-           'text_encoder_is_whole', 'earlier_run_exists', 'factors_of', 'length_problem', 'sizes_fit_the_grid',
-           'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells', 'crops_of',
-           'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
+           'idle_targets', 'kept_samples', 'conditions_of', 'adapter_is_described', 'only_frozen_weights_are_quantized',
+           'adapter_meets_a_stream', 'prompts_can_be_encoded', 'empty_caption_can_be_encoded', 'samples_make_something',
+           'warmup_ends', 'not_in_this_version', 'apply_rules', 'filled_sections', 'LtxTrainerConfig',
+           'resolve_data_root', 'few', 'records_in', 'dataset_is_complete', 'something_to_train_on', 'header_of',
+           'checkpoint_is_whole', 'text_encoder_is_whole', 'earlier_run_exists', 'factors_of', 'length_problem',
+           'sizes_fit_the_grid', 'cells_of', 'crop_problem', 'reference_problems', 'training_crops_hold_cells',
+           'crops_of', 'parts_fit_the_sample', 'off_grid', 'spans_of', 'audio_steps', 'something_is_left_to_make',
            'factors_of_dataset', 'references_are_as_in_the_data', 'media_of', 'samples_have_their_files',
            'media_hold_what_is_asked', 'skipped_blocks_exist', 'packages_are_installed', 'refuse', 'reader_of',
            'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
@@ -359,9 +359,10 @@ class AccelerationConfig(Section):
     "Precision and memory."
 
     mixed_precision_mode: Annotated[Literal["no", "fp16", "bf16"] | None, bare_word("no")] = "bf16"  # what is computed in
-    quantization: Literal["int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"] | None = (
-        None  # precision of frozen weights
-    )
+    quantization: (
+        Literal["int8", "fp8", "fp8uz", "nf4", "int4", "int2", "int8-quanto", "int4-quanto", "int2-quanto", "fp8-quanto", "fp8uz-quanto"]
+        | None
+    ) = None  # what the large frozen weights are kept in while a LoRA is trained; with -quanto as in the LTX Trainer, and the same
     load_text_encoder_in_8bit: bool = False  # Gemma in int8 while prompts are encoded; needs CUDA and bitsandbytes
     offload_optimizer_during_validation: bool = False  # move the optimizer to host memory while sampling
 
@@ -988,6 +989,14 @@ def adapter_is_described(model: ModelConfig, lora: LoraConfig | None) -> Iterato
         yield "lora: missing, but model.training_mode is lora; add a lora block (rank: 32, alpha: 32) or set it to full"
 
 
+def only_frozen_weights_are_quantized(model: ModelConfig, acceleration: AccelerationConfig) -> Iterator[str]:
+    if model.training_mode == "full" and acceleration.quantization:
+        yield (
+            f"acceleration.quantization: given {acceleration.quantization!r}, but model.training_mode is full, which trains all "
+            "weights; set it to null, or train a lora"
+        )
+
+
 def adapter_meets_a_stream(
     model: ModelConfig, lora: LoraConfig | None, training_strategy: FlexibleStrategyConfig
 ) -> Iterator[str]:
@@ -1032,14 +1041,7 @@ def warmup_ends(optimization: OptimizationConfig) -> Iterator[str]:
         yield f"optimization.warmup_steps: given {optimization.warmup_steps}; should be below {optimization.steps}"
 
 # %% ../nbs/5_training/00_config.ipynb #d613aab2
-def not_in_this_version(
-    model: ModelConfig, acceleration: AccelerationConfig, hub: HubConfig, wandb: WandbConfig
-) -> Iterator[str]:
-    if acceleration.quantization:
-        yield (
-            f"acceleration.quantization: given {acceleration.quantization!r}, but this version cannot quantize the "
-            "frozen weights; set it to null (load_text_encoder_in_8bit and optimizer_type: adamw8bit do work)"
-        )
+def not_in_this_version(model: ModelConfig, hub: HubConfig, wandb: WandbConfig) -> Iterator[str]:
     if hub.push_to_hub:
         yield (
             "hub.push_to_hub: given true, but this version does not upload; set it to false and upload afterwards "
@@ -1060,6 +1062,7 @@ def not_in_this_version(
 
 RULES = (
     adapter_is_described,
+    only_frozen_weights_are_quantized,
     adapter_meets_a_stream,
     prompts_can_be_encoded,
     empty_caption_can_be_encoded,

@@ -11,8 +11,9 @@ __all__ = ['GROUP_BYTES', 'Component', 'CheckpointError', 'checkpoint_path', 're
 # %% ../nbs/2_loading/00_loading.ipynb #c63a88e5
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from .model.text import EmbeddingsProcessor, GemmaTextEncoder
 from .model.transformer import LTXModel
 from .model.video_vae import VideoDecoder, VideoEncoder
 from .model.vocoder import Vocoder
+from .quantization import find_format, quantize_layer
 
 # %% ../nbs/2_loading/00_loading.ipynb #be304929
 class CheckpointError(ValueError):
@@ -160,6 +162,7 @@ def fill(
     path: str | Path,  # a .safetensors file
     device: torch.device | str = "cpu",  # where the weights go
     dtype: torch.dtype | None = torch.bfloat16,  # what they become; None leaves them as stored
+    placed: Callable[[nn.Module, str], None] | None = None,  # called with the name of each layer whose weight is in place
 ) -> Component:  # the same module, with its weights, in evaluation mode and frozen
     "Give a module its weights from a checkpoint."
     file, expected = checkpoint_path(path), module.state_dict()
@@ -176,12 +179,14 @@ def fill(
     if wrong := {f"{n} {list(shapes[n])}, expected {list(expected[k].shape)}" for n, k in names.items() if shapes[n] != tuple(expected[k].shape)}:
         raise CheckpointError(f"{what} in {file}: {len(wrong)} tensors have another shape than the header says: {few(wrong)}")
     for name, tensor in stream_tensors(file, names, device, dtype):
-        owner, _, leaf = names[name].rpartition(".")
-        owner = module.get_submodule(owner)
+        path, _, leaf = names[name].rpartition(".")
+        owner = module.get_submodule(path)
         if leaf in owner._parameters:
             owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor
+        if placed and leaf == "weight":
+            placed(module, path)
     return module.eval().requires_grad_(False)
 
 # %% ../nbs/2_loading/00_loading.ipynb #127c0ebb
@@ -190,13 +195,14 @@ def load_component(
     path: str | Path,  # a unified checkpoint
     device: torch.device | str = "cpu",  # where the weights go
     dtype: torch.dtype | None = torch.bfloat16,  # what they become; None leaves them as stored
+    placed: Callable[[nn.Module, str], None] | None = None,  # see `fill`
     **options,  # handed to `from_config`
 ) -> Component:  # frozen, in evaluation mode
     "Build a component as the header says and give it its weights."
     header = read_header(path)
     with torch.device("meta"):
         module = component.from_config(header, **options)
-    return fill(module, path, device, dtype)
+    return fill(module, path, device, dtype, placed)
 
 
 def load_transformer(
@@ -204,9 +210,11 @@ def load_transformer(
     device: torch.device | str = "cpu",  # where the weights go
     dtype: torch.dtype = torch.bfloat16,  # what they become
     kind: str = "av",  # "av", or one stream alone: "video" or "audio"
+    quantization: str | None = None,  # a format for the large weights, such as "int8"
 ) -> LTXModel:
     "The denoiser."
-    return load_component(LTXModel, checkpoint_path, device, dtype, kind=kind)
+    placed = partial(quantize_layer, name=find_format(quantization).name) if quantization else None
+    return load_component(LTXModel, checkpoint_path, device, dtype, placed, kind=kind)
 
 
 def load_video_vae_encoder(

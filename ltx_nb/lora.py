@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .loading import CheckpointError, few, read_metadata
+from .quantization import QuantizedLinear
 
 # %% ../nbs/2_loading/02_lora.ipynb #aff71787
 PROJECTIONS = ("to_k", "to_q", "to_v", "to_out.0")
@@ -232,6 +233,8 @@ def fuse_lora(
     pairs, metadata = read_lora(path)
     check_lora(model, pairs, path)
     modules = dict(model.named_modules())
+    if any(isinstance(modules[module], QuantizedLinear) for module in pairs):
+        raise ValueError("quantized weights are too coarse to add a LoRA to; put it beside them with load_lora")
     for module, (A, B) in pairs.items():
         weight = modules[module].weight
         change = strength * (B.to(weight.device) @ A.to(weight.device))
@@ -243,6 +246,7 @@ def fuse_lora(
 def load_lora(
     model: nn.Module,  # the transformer; gets adapters, or has those of `add_lora` filled
     path: str | Path,  # a LoRA file
+    strength: float = 1.0,  # 0 leaves the model as it is, 1 applies the LoRA as trained
 ) -> dict[str, str]:  # the metadata of the file
     "Bring a LoRA file back as trainable adapters."
     pairs, metadata = read_lora(path)
@@ -264,5 +268,5 @@ def load_lora(
     for name, layer in layers.items():
         A, B = pairs[name]
         layer.lora_A[ADAPTER].weight.copy_(A)
-        layer.lora_B[ADAPTER].weight.copy_(B / layer.scaling[ADAPTER])
+        layer.lora_B[ADAPTER].weight.copy_(B * strength / layer.scaling[ADAPTER])
     return metadata

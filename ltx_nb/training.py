@@ -41,6 +41,7 @@ from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata
 from .model.text import EmbeddingsProcessor, read_caption_record
 from .model.transformer import LTXModel
 from .progress import Progress, make_progress
+from .quantization import memory_note
 from .samplers import get_timestep_sampler
 from .strategies import ModelInputs, TrainingStrategy, get_training_strategy
 from .validation import ValidationRunner, encode_prompts
@@ -174,7 +175,8 @@ def model_to_train(
     device: torch.device | str = "cpu",  # where it goes
 ) -> LTXModel:  # in training mode; only what is trained requires gradients
     "The transformer, with adapters or unfrozen."
-    model = load_transformer(config.model.model_path, device, Precision.of(config).weights)
+    quantization = config.acceleration.quantization
+    model = load_transformer(config.model.model_path, device, Precision.of(config).weights, quantization=quantization)
     model.gradient_checkpointing = config.optimization.enable_gradient_checkpointing
     torch.manual_seed(config.seed)
     if config.model.training_mode == "lora":
@@ -539,6 +541,9 @@ def load_model(run: Run) -> None:
     "The transformer, its optimizer, and the randomness of the run."
     config = run.config
     model = model_to_train(config, run.device)
+    if quantization := config.acceleration.quantization:
+        remark = "; by this library's own code, optimum-quanto is not used" if quantization.endswith("-quanto") else ""
+        run.progress.note(memory_note(model) + remark)
     check_captions(run.dataset, model)
     run.parameters = trained_parameters(model)
     optimizer = make_optimizer(list(run.parameters.values()), config.optimization)

@@ -25,13 +25,14 @@ from .generate import Guidance, Prompt, generate_latents
 from .latents import ScaleFactors
 from .loading import load_audio_vae_decoder, load_audio_vae_encoder, load_embeddings_processor, load_text_encoder
 from .loading import load_transformer, load_video_vae_decoder, load_video_vae_encoder, load_vocoder, read_header, read_metadata
-from .lora import fuse_lora
+from .lora import fuse_lora, load_lora
 from .model.audio_vae import AudioDecoder
 from .model.text import TextContext
 from .model.transformer import LTXModel
 from .model.video_vae import Tiling, VideoDecoder, decode_chunks, to_uint8
 from .model.vocoder import Vocoder, decode_audio
 from .progress import Progress, make_progress
+from .quantization import memory_note
 from .request import Media, Request, beside, encode_media, encoders_needed, media_hash, read_media
 
 # %% ../nbs/5_training/02_validation.ipynb #a8a1ce6b
@@ -263,6 +264,7 @@ def generate(
     device: torch.device | str | None = None,  # None: a GPU if there is one
     dtype: torch.dtype | None = None,  # None: bfloat16 on a GPU, float32 elsewhere
     load_text_encoder_in_8bit: bool = False,  # Gemma at half the memory; needs CUDA
+    quantization: str | None = None,  # what the transformer's large weights are kept in, such as "int8"
     progress: Progress | None = None,  # None shows nothing
     **options,  # the other fields of `Request`
 ) -> Generated:
@@ -280,9 +282,11 @@ def generate(
     with progress.phase("Encoding what is given") if media.parts else contextlib.nullcontext():
         (record,) = encode_given([media], model, device, dtype, factors)
     with progress.phase("Loading the transformer"):
-        denoiser = load_transformer(transformer or model, device, dtype)
+        denoiser = load_transformer(transformer or model, device, dtype, quantization=quantization)
         if lora is not None:
-            fuse_lora(denoiser, lora, lora_strength)
+            (load_lora if quantization else fuse_lora)(denoiser, lora, lora_strength)
+        if quantization:
+            progress.note(memory_note(denoiser))
     latents = walk(denoiser, media, record, contexts, device, dtype, factors, progress)
     del denoiser
     free(device)

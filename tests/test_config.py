@@ -356,7 +356,10 @@ def test_caption_dropout_needs_what_encodes_the_empty_caption():
             "lora.target_modules",
         ),
         ({"optimization.steps": 10, "optimization.warmup_steps": 10}, "optimization.warmup_steps"),
-        ({"acceleration.quantization": "int8-quanto"}, "acceleration.quantization: given 'int8-quanto'"),
+        (
+            {"model.training_mode": "full", "acceleration.quantization": "int8-quanto"},
+            "acceleration.quantization: given 'int8-quanto'",
+        ),
         ({"hub.push_to_hub": True}, "hub.push_to_hub"),
         ({"wandb.enabled": True}, "wandb.enabled"),
         ({"model.video_vae_path": "vae.safetensors"}, "model.video_vae_path"),
@@ -950,6 +953,7 @@ def test_examples_hold_the_recipe_of_their_mode(name):
     assert shared == (1, 1, "linear", True, 1.0)
     assert (c.checkpoints.interval, c.checkpoints.precision, c.data.num_dataloader_workers, c.seed) == (250, "bfloat16", 2, 42)
     assert (c.acceleration.mixed_precision_mode, c.wandb.enabled, c.wandb.project) == ("bf16", False, "ltx-2-trainer")
+    assert c.acceleration.quantization == ("int8" if low else None)
     assert os.path.relpath(c.output_dir) == f"outputs/{name}" and len(c.validation.samples) == 2
     for sample in c.validation.samples:
         assert [condition.type for condition in sample.conditions] == kinds

@@ -563,11 +563,6 @@ def test_a_device_that_would_not_be_used_is_refused(place, tmp_path):
         LtxvTrainer(configure(place, tmp_path), device="cuda:99")
 
 
-def test_unfinished_features_are_named(place, tmp_path):
-    with pytest.raises(ConfigError, match="int8-quanto.*set it to null"):
-        make_trainer(place, tmp_path, acceleration__quantization="int8-quanto")
-
-
 def test_another_alpha_on_resume_keeps_what_was_learned(place, tmp_path):
     first, _ = train(place, tmp_path / "one", lora__alpha=8, checkpoints__precision="float32")
     saved = load_file(first.checkpoint)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['normalise', 'norm_gradient', 'rms_norm', 'rope_frequencies', 'rope_angles', 'RopeTable', 'rope_table', 'rotate',
-           'Rope', 'query_key', 'Projection', 'read_projection', 'project', 'Attention']
+           'Rope', 'query_key', 'Projection', 'stored_weight', 'dense', 'read_projection', 'computed_in', 'project',
+           'Attention']
 
 # %% ../../nbs/1_model/01_attention.ipynb #5c6f0bb8
 import math
@@ -247,20 +248,37 @@ def query_key(
 # %% ../../nbs/1_model/01_attention.ipynb #aa58d7ef
 class Projection(NamedTuple):
     "A frozen linear layer, and the LoRA beside it if there is one."
-    weight: Tensor  # `[m, n]`
+    weight: Tensor | nn.Module  # `[m, n]`, or a layer that keeps it in another form
     bias: Tensor | None  # `[m]`
     down: Tensor | None = None  # A, `[r, n]`
     up: Tensor | None = None  # B, `[m, r]`
     scale: float = 1.0  # alpha / r
 
 
+def stored_weight(
+    layer: nn.Module | None,  # any layer
+) -> Tensor | nn.Module | None:  # `[m, n]`, or the layer itself if its `dense` has to be asked; None: no such layer
+    "Where a linear layer keeps its weight."
+    if hasattr(type(layer), "dense"):
+        return layer
+    return layer.weight if type(layer) is nn.Linear else None
+
+
+def dense(
+    weight: Tensor | nn.Module,  # from `stored_weight`
+    dtype: torch.dtype,  # of the activations
+) -> Tensor:  # `[m, n]`
+    "A weight as numbers to multiply with."
+    return weight.to(dtype) if isinstance(weight, Tensor) else weight.dense(dtype)
+
+
 def read_projection(
     layer: nn.Module,  # a linear layer, or what PEFT made of it
 ) -> Projection | None:  # None: not an ordinary one, call the layer itself
     "Look inside a linear layer."
-    if type(layer) is nn.Linear:
-        parts, found = [layer], Projection(layer.weight, layer.bias)
-    elif type(base := layer._modules.get("base_layer")) is nn.Linear and "lora_A" in layer._modules:
+    if (weight := stored_weight(layer)) is not None:
+        parts, found = [layer], Projection(weight, layer.bias)
+    elif (weight := stored_weight(base := layer._modules.get("base_layer"))) is not None and "lora_A" in layer._modules:
         name, *others = layer.active_adapters or [None]
         downs, ups, dropouts = (layer._modules[kind]._modules for kind in ("lora_A", "lora_B", "lora_dropout"))
         if others or name not in downs or layer.disable_adapters or layer.merged or layer.lora_variant:
@@ -268,34 +286,35 @@ def read_projection(
         down, up = downs[name], ups[name]
         if type(dropouts[name]) is not nn.Identity or type(up) is not nn.Linear or up.bias is not None:
             return None
-        parts, found = [layer, base, down, up], Projection(base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+        parts, found = [layer, base, down, up], Projection(weight, base.bias, down.weight, up.weight, layer.scaling[name])
     else:
         return None
     hooked = any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or "forward" in vars(p) for p in parts)
-    return None if hooked or found.weight.requires_grad else found
+    trained = isinstance(weight, Tensor) and weight.requires_grad
+    return None if hooked or trained else found
 
 # %% ../../nbs/1_model/01_attention.ipynb #7305eb89
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, scales, down, *parts):  # parts: all weights, then all biases, then all up matrices
+    def forward(ctx, x, scales, weights, down, *parts):  # parts: all biases, then all up matrices
         count, rows = len(scales), x.flatten(0, -2)
-        weights, biases, ups = parts[:count], parts[count : 2 * count], parts[2 * count :]
+        biases, ups = parts[:count], parts[count:]
         ctx.ranks = [0 if up is None else up.shape[1] for up in ups]
         low, outs = rows @ down.T, []
         for weight, bias, up, part, scale in zip(weights, biases, ups, low.split_with_sizes(ctx.ranks, 1), scales):
-            out = F.linear(rows, weight, bias)
+            out = F.linear(rows, dense(weight, x.dtype), bias)
             outs.append((out if up is None else out.addmm_(part, up.T, alpha=scale)).view(*x.shape[:-1], -1))
-        ctx.save_for_backward(rows, low, down, *weights, *ups)
-        ctx.scales, ctx.shape = scales, x.shape
+        ctx.save_for_backward(rows, low, down, *ups)
+        ctx.scales, ctx.weights, ctx.shape = scales, weights, x.shape
         return tuple(outs)
 
     @staticmethod
     def backward(ctx, *grads):
         count, grads = len(grads), [grad.flatten(0, -2) for grad in grads]
-        rows, low, down, *parts = ctx.saved_tensors
+        rows, low, down, *ups = ctx.saved_tensors
         low_grad, up_grads = torch.empty_like(low), [None] * count
         splits = zip(low.split_with_sizes(ctx.ranks, 1), low_grad.split_with_sizes(ctx.ranks, 1))
-        for i, (grad, up, scale, (part, part_grad)) in enumerate(zip(grads, parts[count:], ctx.scales, splits)):
+        for i, (grad, up, scale, (part, part_grad)) in enumerate(zip(grads, ups, ctx.scales, splits)):
             if up is not None:
                 torch.mm(grad, up, out=part_grad)
                 up_grads[i] = grad.T @ part
@@ -304,12 +323,22 @@ class _Project(torch.autograd.Function):
         x_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = low_grad @ down
-            for grad, weight in zip(grads, parts):
-                x_grad.addmm_(grad, weight)
+            for grad, weight in zip(grads, ctx.weights):
+                x_grad.addmm_(grad, dense(weight, grad.dtype))
             x_grad = x_grad.view(ctx.shape)
-        return x_grad, None, low_grad.T @ rows, *[None] * (2 * count), *up_grads
+        return x_grad, None, None, low_grad.T @ rows, *[None] * count, *up_grads
 
 # %% ../../nbs/1_model/01_attention.ipynb #208b6c46
+def computed_in(
+    x: Tensor,  # what is to be multiplied
+) -> tuple[torch.dtype, bool]:  # of the matrix product; whether autocast says so
+    "The dtype of a matrix product."
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind), True
+    return x.dtype, False
+
+
 def project(
     x: Tensor,  # `[..., n]`
     *layers: nn.Module,  # linear layers, with or without a LoRA
@@ -318,16 +347,15 @@ def project(
     if not any("lora_A" in layer._modules for layer in layers):
         return tuple(layer(x) for layer in layers)
     found = [read_projection(layer) for layer in layers]
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-    if None in found or not (autocast or all(t is None or t.dtype is dtype for p in found for t in (p.weight, p.bias))):
+    dtype, autocast = computed_in(x)
+    fits = lambda t: autocast or not isinstance(t, Tensor) or t.dtype is dtype
+    if None in found or not all(fits(t) for p in found for t in (p.weight, p.bias)):
         return tuple(layer(x) for layer in layers)
     weights, biases, downs, ups, scales = zip(*found)
     downs = [down for down in downs if down is not None]
-    tensors = [x, torch.cat(downs) if len(downs) > 1 else downs[0], *weights, *biases, *ups]
+    tensors = [torch.cat(downs) if len(downs) > 1 else downs[0], *biases, *ups]
     tensors = [tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors]
-    return _Project.apply(tensors[0], scales, *tensors[1:])
+    return _Project.apply(x.to(dtype), scales, weights, *tensors)
 
 # %% ../../nbs/1_model/01_attention.ipynb #bae9ff87
 class Attention(nn.Module):
