@@ -175,10 +175,15 @@ def train(
 ) -> int:
     "Train a LoRA, or all weights."
     from ltx_nb.config import load_config, show
+    from ltx_nb.processes import is_first_launched
 
+    if not (first := is_first_launched()):  # of several processes the first one speaks
+        warnings.simplefilter("ignore")
+        progress = "none"
     changes = [*(overrides or []), *([f"model.load_checkpoint={json.dumps(str(resume.absolute()))}"] if resume else [])]
     settings = load_config(config, changes)
-    show_report(show(settings))
+    if first:
+        show_report(show(settings))
     if check:
         return 0
     from ltx_nb.progress import make_progress
@@ -186,7 +191,8 @@ def train(
 
     with make_progress(progress) as shown:
         result = LtxvTrainer(settings, shown, device).train()
-    print(f"{result.steps} steps done; weights: {result.checkpoint}")
+    if first:
+        print(f"{result.steps} steps done; weights: {result.checkpoint}")
     return 130 if result.stopped else 0
 
 # %% ../nbs/7_tools/00_cli.ipynb #13fa0d44

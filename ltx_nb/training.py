@@ -8,9 +8,9 @@ __all__ = ['COMPUTE_DTYPES', 'HELD_OUT_LEVELS', 'learning_rate', 'connector_dtyp
            'full_weights', 'load_full_weights', 'sample_losses', 'StepReport', 'losses_by_level', 'held_out_samples',
            'FixedLevel', 'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters', 'rehearse', 'check_masks',
            'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data', 'loader_of', 'load_model',
-           'facts_of', 'state_of', 'save_run', 'restore_state', 'resume_run', 'gather_gradients', 'step_of',
-           'check_finite', 'measure_run', 'look_at_start', 'look_after_step', 'TrainingResult', 'train_to_the_end',
-           'LtxvTrainer']
+           'facts_of', 'state_of', 'save_run', 'write_run', 'restore_state', 'resume_run', 'gather_gradients',
+           'step_of', 'check_finite', 'measure_run', 'look_at_start', 'look_after_step', 'TrainingResult',
+           'train_to_the_end', 'LtxvTrainer']
 
 # %% ../nbs/5_training/04_training.ipynb #5206ca22
 import contextlib
@@ -40,6 +40,7 @@ from .loading import CheckpointError, few, load_embeddings_processor, load_trans
 from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata
 from .model.text import EmbeddingsProcessor, read_caption_record
 from .model.transformer import LTXModel
+from .processes import Processes, check_distribution
 from .progress import Progress, make_progress
 from .quantization import memory_note
 from .samplers import get_timestep_sampler
@@ -429,15 +430,15 @@ def check_masks(
 # %% ../nbs/5_training/04_training.ipynb #582f8c0c
 def make_accelerator(
     device: torch.device | str | None = None,  # None: a GPU if there is one
-) -> Accelerator:  # one process, without autocast: precision is ours, see `Precision`
+) -> Accelerator:  # without autocast: precision is ours, see `Precision`
     "The place of a run."
     cpu = not torch.cuda.is_available() if device is None else torch.device(device).type == "cpu"
     accelerator = Accelerator(cpu=cpu, mixed_precision="no")
-    if accelerator.num_processes > 1:
-        raise NotImplementedError("training on several processes is not in this version: start one process, on one GPU")
+    check_distribution(accelerator)
     if device is None and not cpu and accelerator.device.type == "cpu":
         raise ValueError("an earlier run in this process chose the CPU; restart the kernel to use the GPU")
-    place = lambda it: (torch.device(it).type, torch.device(it).index or 0)
+    several = accelerator.num_processes > 1  # each has a GPU of its own
+    place = lambda it: (torch.device(it).type, 0 if several else torch.device(it).index or 0)
     if device is not None and place(device) != place(accelerator.device):
         raise ValueError(f"device is {device}, but Accelerate found {accelerator.device}: choose among GPUs with CUDA_VISIBLE_DEVICES")
     return accelerator
@@ -483,9 +484,10 @@ class Run:
         strategy: TrainingStrategy | None = None,  # one of your own; None: what `config.training_strategy` says
     ):
         self.config, self.accelerator, self.precision = check_files(config), make_accelerator(device), Precision.of(config)
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.device, self.processes = self.accelerator.device, Processes(self.accelerator)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.compute is torch.float16)
-        self.progress = progress or make_progress(enabled=self.main)
+        alone = self.processes.rank == 0
+        self.progress = progress if progress and alone else make_progress(enabled=alone)
         self.output, self.strategy, self.own_strategy = Path(config.output_dir), strategy, strategy is not None
         self.step, self.stopped, self.samples = 0, None, []
         self.checkpoint: Path | None = None
@@ -497,12 +499,13 @@ class Run:
         if self.loaded:
             return self
         self.validation = ValidationRunner(self.config, self.device, self.precision.inputs, self.progress)
-        load_data(self)
-        self.validation.encode()
-        if self.strategy.caption_dropout and self.strategy.empty_caption is None:
-            with self.progress.phase("Reading the empty caption"):
-                kept = self.validation.cache and self.validation.cache / "prompts"
-                self.strategy.empty_caption = encode_empty_caption(self.config, self.device, self.precision.inputs, kept)
+        with self.processes.first_before_others():
+            load_data(self)
+            self.validation.encode()
+            if self.strategy.caption_dropout and self.strategy.empty_caption is None:
+                with self.progress.phase("Reading the empty caption"):
+                    kept = self.validation.cache and self.validation.cache / "prompts"
+                    self.strategy.empty_caption = encode_empty_caption(self.config, self.device, self.precision.inputs, kept)
         with self.progress.phase("Loading the transformer"):
             load_model(self)
         if self.config.model.load_checkpoint is not None:
@@ -513,7 +516,7 @@ class Run:
 # %% ../nbs/5_training/04_training.ipynb #ca3f52eb
 def load_data(run: Run) -> None:
     "The strategy, the dataset and the order in which it is read."
-    config, flow, accelerator = run.config, run.config.flow_matching, run.accelerator
+    config, flow, processes = run.config, run.config.flow_matching, run.processes
     run.strategy = run.strategy or get_training_strategy(config.training_strategy)
     run.strategy.place(ScaleFactors.from_config(read_header(config.model.model_path)), run.device, run.precision.inputs)
     run.dataset = open_dataset(config, run.strategy, run.device, run.progress)
@@ -526,7 +529,7 @@ def load_data(run: Run) -> None:
     trained = [i for i in range(len(run.dataset)) if i not in set(run.kept_out)]
     run.trained_samples = Subset(run.dataset, trained) if run.kept_out else run.dataset
     run.sampler = BucketedSampler(
-        [shapes[i] for i in trained], config.optimization.batch_size, config.seed, accelerator.process_index, accelerator.num_processes
+        [shapes[i] for i in trained], config.optimization.batch_size, config.seed, processes.rank, processes.count
     )
 
 
@@ -548,18 +551,24 @@ def load_model(run: Run) -> None:
     run.parameters = trained_parameters(model)
     optimizer = make_optimizer(list(run.parameters.values()), config.optimization)
     run.base_fingerprint = fingerprint(config.model.model_path, tuple(LTXModel.CHECKPOINT_KEYS))
-    run.generator = torch.Generator().manual_seed(config.seed + run.accelerator.process_index)
-    run.model, run.optimizer = run.accelerator.prepare(model, optimizer)
+    run.generator = torch.Generator().manual_seed(config.seed + run.processes.rank)
+    if run.processes.rank:
+        torch.manual_seed(config.seed + run.processes.rank)  # of the adapters' dropout; the adapters themselves are the same
+    run.model = run.accelerator.prepare_model(model, evaluation_mode=True)  # without the wrapper, see `Processes`
+    run.optimizer = run.accelerator.prepare_optimizer(optimizer)
 
 # %% ../nbs/5_training/04_training.ipynb #7b37ec45
 def facts_of(run: Run) -> dict:
     "What a run is, for a comparison with the one that it goes on from."
     own = {"strategy": type(run.strategy).__qualname__} if run.own_strategy else {}
-    counted = {"world_size": run.accelerator.num_processes, "samples": len(run.trained_samples), "weights": run.base_fingerprint}
+    counted = {"world_size": run.processes.count, "samples": len(run.trained_samples), "weights": run.base_fingerprint}
     return resume_fingerprint(run.config.model_dump(mode="json"), **counted, **own)
 
 
-def state_of(run: Run) -> TrainingState | None:
+def state_of(
+    run: Run,
+    random: list[dict],  # the random numbers of every process
+) -> TrainingState | None:
     "What a run needs to go on, as much of it as the configuration wants to keep."
     mode = run.config.checkpoints.save_training_state
     if mode == "off":
@@ -570,14 +579,23 @@ def state_of(run: Run) -> TrainingState | None:
         run.optimizer.state_dict() if mode == "full" else None,
         {name: p.detach().cpu() for name, p in run.parameters.items()} if keep else None,
         run.sampler.state_dict(),
-        [capture_random_state({"loop": run.generator})],
+        random,
         run.config.model_dump(mode="json"),
         facts_of(run),
     )
 
 
 def save_run(run: Run) -> Path:  # the weights
-    "Weights as others read them, and the state to go on from."
+    "Weights as others read them, and the state to go on from; every process takes part, the first one writes."
+    random = run.processes.gather(capture_random_state({"loop": run.generator}))
+    return run.processes.first(lambda: write_run(run, random))
+
+
+def write_run(
+    run: Run,
+    random: list[dict],  # the random numbers of every process
+) -> Path:  # the weights
+    "The files of a checkpoint."
     config, model = run.config, run.accelerator.unwrap_model(run.model)
     said = run.strategy.get_checkpoint_metadata() | {"training_mode": config.model.training_mode}
     kind, base, keep = config.model.training_mode, Path(config.model.model_path).name, config.checkpoints
@@ -586,7 +604,7 @@ def save_run(run: Run) -> Path:  # the weights
     else:
         weights, metadata = full_weights(model), read_metadata(config.model.model_path) | {"base_model": base} | said
     where = run.output / "checkpoints"
-    return save_checkpoint(where, run.step, weights, metadata, state_of(run), keep.precision, keep.keep_last_n, kind).weights
+    return save_checkpoint(where, run.step, weights, metadata, state_of(run, random), keep.precision, keep.keep_last_n, kind).weights
 
 # %% ../nbs/5_training/04_training.ipynb #5da1c2fe
 def restore_state(
@@ -610,7 +628,7 @@ def restore_state(
             run.sampler.load_state_dict(state.sampler)
         except ValueError as error:
             notes.append(str(error))
-    rank = run.accelerator.process_index
+    rank = run.processes.rank
     if rank < len(state.random):
         notes += restore_random_state(state.random[rank], {"loop": run.generator})
     for note in notes:
@@ -650,18 +668,19 @@ def gather_gradients(
     parts = run.config.optimization.gradient_accumulation_steps
     sums: dict[str, Tensor] = {}
     draws: dict[str, list[Tensor]] = {}
-    for part in range(parts):
-        with contextlib.nullcontext() if part + 1 == parts else run.accelerator.no_sync(run.model):
-            with run.precision.autocast(run.device):
-                total, streams, inputs = sample_losses(run.model, run.strategy, next(batches), run.timesteps, run.generator)
-                loss = total.mean()
-            run.accelerator.backward(run.scaler.scale(loss / parts))
+    for _ in range(parts):
+        with run.precision.autocast(run.device):
+            total, streams, inputs = sample_losses(run.model, run.strategy, next(batches), run.timesteps, run.generator)
+            loss = total.mean()
+        run.accelerator.backward(run.scaler.scale(loss / parts))
         run.sampler.advance()
         for name, value in ({"loss": loss} | {name: each.mean() for name, each in streams.items()}).items():
             sums[name] = sums.get(name, 0.0) + value.detach() / parts
         for name, each in streams.items():
             draws.setdefault(name, []).append(torch.stack([getattr(inputs, name).sigma, each.detach()], 1))
-    return sums, {name: torch.cat(each) for name, each in draws.items()}
+    run.processes.average_gradients(list(run.parameters.values()))
+    means = dict(zip(sums, run.processes.average(list(sums.values())), strict=True))
+    return means, {name: run.accelerator.gather(torch.cat(each)) for name, each in draws.items()}
 
 
 def step_of(
@@ -814,13 +833,16 @@ class LtxvTrainer(Run):
         if not self.validation.requests:
             return []
         model = self.accelerator.unwrap_model(self.model)
-        files = self.validation.run(model, self.step, self.precision.autocast(self.device))
+        rank, count = self.processes.rank, self.processes.count
+        mine = self.validation.run(model, self.step, self.precision.autocast(self.device), slice(rank, None, count))
+        dealt = self.processes.gather(mine)
+        files = [dealt[number % count][number // count] for number in range(len(self.validation.requests))]
         self.samples += files
         return files
 
     def measure(self, base: bool = False) -> dict[str, float]:
         "The held-out losses of this step, or of the model before the run; nothing without held-out clips."
-        losses = measure_run(self, base)
+        losses = self.processes.first(lambda: measure_run(self, base))
         if self.progress.running and (not base or self.config.model.load_checkpoint is None):
             self.progress.log(**{f"held_out_{name}": value for name, value in losses.items()})
         return losses
@@ -829,16 +851,16 @@ class LtxvTrainer(Run):
         "Train, with a report after every step."
         self.load()
         end, report = self.config.optimization.steps, None
-        save_config(self.config, self.output / "training_config.yaml")
+        self.processes.first(lambda: save_config(self.config, self.output / "training_config.yaml"))
         with stop_on_signals() as stop, self.progress.phase("Training", end, start=self.step):
             look_at_start(self)
-            batches = loader_of(self)
-            while self.step < end and not stop.requested:
+            batches, stopping = loader_of(self), lambda: self.processes.anyone([stop.requested])[0]
+            while self.step < end and not stopping():
                 report = self.optimizer_step(batches)
-                yield look_after_step(self, report, last=self.step == end or stop.requested)
-            if report and not report.checkpoint and stop.requested:  # asked for after the step: during samples, say
+                yield look_after_step(self, report, last=self.step == end or stopping())
+            if report and not report.checkpoint and stopping():  # asked for after the step: during samples, say
                 report.checkpoint = self.save()
-            self.stopped = stop.reason
+            self.stopped = next(filter(None, self.processes.gather(stop.reason)), None)
 
     def train(self, on_step=None) -> TrainingResult:
         "Train to the end; `on_step` is called with each report."

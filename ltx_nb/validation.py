@@ -398,16 +398,18 @@ class ValidationRunner:
         transformer: LTXModel,  # with its adapters; wrapped for several processes or not
         step: int,  # for the file names
         autocast: contextlib.AbstractContextManager | None = None,  # for weights that are kept in float32
+        share: slice = slice(None),  # which of the samples, where several processes do some each
     ) -> list[Path]:  # the files
-        "Generate every sample."
+        "Generate the samples."
         transformer, walked, files = getattr(transformer, "module", transformer), [], []
-        with self.progress.phase("Validation", len(self.requests), "sample"):
-            for media, record in zip(self.media, self.records, strict=True):
+        mine = list(zip(range(1, len(self.requests) + 1), self.media, self.records, strict=True))[share]
+        with self.progress.phase("Validation", len(mine), "sample"):
+            for _, media, record in mine:
                 with autocast or contextlib.nullcontext():
                     latents = walk(transformer, media, record, self.contexts, self.device, self.dtype, self.factors, self.progress)
                 walked.append((media, latents))
                 self.progress.advance()
-            for number, made in enumerate(decode_latents(walked, self.model, self.device, self.dtype), 1):
+            for (number, *_), made in zip(mine, decode_latents(walked, self.model, self.device, self.dtype), strict=True):
                 files.append(made.save(self.folder / f"step_{step:06d}_{number}"))
                 self.progress.file(files[-1])
         return files
