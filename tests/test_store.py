@@ -564,6 +564,7 @@ def as_shapes(sizes):
 @settings(max_examples=60, deadline=None)
 @given(bucket_lists, st.integers(1, 4), st.integers(1, 3), st.integers(0, 5))
 def test_sampler_laws(sizes, batch_size, world_size, seed):
+    "W49: the reference drops the last clips of an epoch, and has no batches by size."
     shapes, G = as_shapes(sizes), batch_size * world_size
     if len(shapes) < G:
         with pytest.raises(ValueError, match="Lower optimization.batch_size"):
