@@ -19,7 +19,7 @@ from ltx_nb.tiny.measure import accuracy_table, load_world_model, sample, verdic
 from ltx_nb.tiny.recipe import BASE_STAGE, make_latents, train_base
 from ltx_nb.tiny.world import captions, sample_scenes
 
-STOPS = (400, 800, 1200, 1800, 2400, 3000, 3600)
+STOPS = (400, 800, 1200, 1800, 3600)
 SEED, CLIPS = 2_000_000, 96
 
 
