@@ -4,18 +4,20 @@ The same LoRA step as in step_time.py, beside weights in float32 and beside the 
 in one process on one thread and take turns; a ratio is the median over rounds of quantized / dense within a round.
 """
 
-import argparse
 import copy
 import datetime
 import os
 import platform
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
-from step_time import ROOT, SIZES, clip, lora, models, peak_memory, processor, table, times
+from step_time import SIZES, clip, command_of, lora, models, options, peak_memory, processor, publish, table, targets_of
+from step_time import times, train_step
 from torch import Tensor
 
 from ltx_nb.model.transformer import LTXModel, Modality
@@ -35,18 +37,9 @@ def quantized(dense: LTXModel, name: str) -> LTXModel:
     return model
 
 
-def step_of(model: LTXModel, size: str):
+def step_of(model: LTXModel, size: str) -> Callable[[], tuple]:
     modalities = [Modality(**fields) for fields in clip(SIZES[size], LAYOUT).values()]
-    targets = [torch.randn(m.latent.shape, generator=torch.Generator().manual_seed(2)) for m in modalities]
-
-    def step() -> tuple[Tensor, Tensor]:
-        for weight in lora(model).values():
-            weight.grad = None
-        out = model(*modalities)
-        sum(F.mse_loss(a, b) for a, b in zip(out, targets)).backward()
-        return out
-
-    return step
+    return partial(train_step, model, list(lora(model).values()), modalities, targets_of(modalities))
 
 
 def flat(tensors) -> Tensor:
@@ -73,25 +66,15 @@ def measure(size: str, rounds: int | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--rounds", type=int, help="timed rounds; default 25 for tiny, 5 for mid")
-    parser.add_argument("--save", action="store_true", help="also write benchmarks/results/quantization-<date>.md")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, "quantization").parse_args()
     torch.set_num_threads(1)
-    command, today = " ".join(["python benchmarks/quantization.py", *sys.argv[1:]]), datetime.date.today().isoformat()
     text = "\n\n".join([
-        f"# Training step beside quantized weights, {today}",
-        f"`{command}` with Python {platform.python_version()}, torch {version('torch')}; {processor()}, one thread, float32, {LAYOUT}, "
-        f"random weights. Load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors.",
+        f"# Training step beside quantized weights, {datetime.date.today().isoformat()}",
+        f"`{command_of('quantization')}` with Python {platform.python_version()}, torch {version('torch')}; {processor()}, one thread, "
+        f"float32, {LAYOUT}, random weights. Load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} processors.",
         *(measure(size, arguments.rounds) for size in arguments.size),
     ])  # fmt: skip
-    print(text)
-    if arguments.save:
-        path = ROOT / "benchmarks" / "results" / f"quantization-{today}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text + "\n")
-        print(f"written to {path.relative_to(ROOT)}")
+    publish(f"{text}\n", "quantization", arguments.save)
     return 0
 
 

@@ -129,21 +129,26 @@ def clip(size: Size, layout: str) -> dict[str, dict[str, Tensor]]:
 # ---- one step of each variant ----
 
 
+def targets_of(modalities: list) -> list[Tensor]:
+    return [torch.randn(m.latent.shape, generator=torch.Generator().manual_seed(2)) for m in modalities]
+
+
+def train_step(model: nn.Module, weights: list[Tensor], inputs: tuple, targets: list[Tensor]) -> tuple[Tensor, Tensor]:
+    "Forward, loss and backward; gradients are those of this step alone."
+    for weight in weights:
+        weight.grad = None
+    out = model(*inputs)
+    (F.mse_loss(out[0], targets[0]) + F.mse_loss(out[1], targets[1])).backward()
+    return out
+
+
 def variants(size: Size, layout: str) -> tuple[dict[str, Callable[[], tuple]], LTXModel, nn.Module]:
     ours, theirs = models(size, layout)
     inputs = clip(size, layout)
     own = [Modality(**inputs[name]) for name in ("video", "audio")]
     other = [OracleModality(**inputs[name], enabled=True, context_mask=None) for name in ("video", "audio")]
-    targets = [torch.randn(m.latent.shape, generator=torch.Generator().manual_seed(2)) for m in own]
-
-    trained = {model: list(lora(model).values()) for model in (ours, theirs)}
-
-    def step(model: nn.Module, modalities: list) -> tuple[Tensor, Tensor]:
-        for weight in trained[model]:
-            weight.grad = None
-        out = model(modalities[0], modalities[1], None)
-        (F.mse_loss(out[0], targets[0]) + F.mse_loss(out[1], targets[1])).backward()
-        return out
+    targets, trained = targets_of(own), {model: list(lora(model).values()) for model in (ours, theirs)}
+    step = lambda model, modalities: train_step(model, trained[model], (*modalities, None), targets)
 
     def our_step(checkpointing: bool = False, cross_timestep: str = "other") -> tuple:
         ours.gradient_checkpointing, ours.cross_timestep = checkpointing, cross_timestep
@@ -260,23 +265,36 @@ def heading(command: str) -> str:
     ])  # fmt: skip
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str, name: str) -> argparse.ArgumentParser:
+    "What every benchmark can be asked."
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--layout", nargs="+", choices=VERSIONS, default=list(VERSIONS))
     parser.add_argument("--rounds", type=int, help="timed rounds; default 25 for tiny, 5 for mid")
-    parser.add_argument("--save", action="store_true", help="also write benchmarks/results/step_time-<date>.md")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found, good = measure(arguments.size, arguments.layout, arguments.rounds)
-    command = " ".join(["python benchmarks/step_time.py", *sys.argv[1:]])
-    text = f"{heading(command)}\n\n{found}\n"
+    parser.add_argument("--save", action="store_true", help=f"also write benchmarks/results/{name}-<date>.md")
+    return parser
+
+
+def command_of(name: str) -> str:
+    return " ".join([f"python benchmarks/{name}.py", *sys.argv[1:]])
+
+
+def publish(text: str, name: str, save: bool) -> None:
+    "Print, and keep with the date if that was asked for."
     print(text)
-    if arguments.save:
-        path = ROOT / "benchmarks" / "results" / f"step_time-{datetime.date.today().isoformat()}.md"
+    if save:
+        path = ROOT / "benchmarks" / "results" / f"{name}-{datetime.date.today().isoformat()}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
         print(f"written to {path.relative_to(ROOT)}")
+
+
+def main() -> int:
+    parser = options(__doc__, "step_time")
+    parser.add_argument("--layout", nargs="+", choices=VERSIONS, default=list(VERSIONS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found, good = measure(arguments.size, arguments.layout, arguments.rounds)
+    publish(f"{heading(command_of('step_time'))}\n\n{found}\n", "step_time", arguments.save)
     if not good:
         print("outputs or gradients differ from the oracle's by more than 1e-5", file=sys.stderr)
     return 0 if good else 1

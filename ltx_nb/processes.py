@@ -21,8 +21,6 @@ from torch import Tensor, nn
 # %% ../nbs/5_training/03_processes.ipynb #3e1e2c20
 CHUNK = 2**26  # numbers that are averaged at a time
 
-Result = TypeVar("Result")
-
 
 def chunks(
     tensors: Sequence[Tensor],
@@ -39,6 +37,9 @@ def chunks(
     if group:
         yield group
 
+# %% ../nbs/5_training/03_processes.ipynb #0e0e873e
+Result = TypeVar("Result")
+
 
 def leave() -> None:
     "Close the connections: a process that ends with them open may be aborted by its own network threads."
@@ -53,7 +54,7 @@ class Processes:
         self,
         accelerator: Accelerator,  # knows how many there are
     ):
-        self.count, self.rank, self.device = accelerator.num_processes, accelerator.process_index, accelerator.device
+        self.count, self.rank = accelerator.num_processes, accelerator.process_index
         self.hosts = dist.new_group(backend="gloo") if self.count > 1 else None
         if self.count > 1:
             atexit.register(leave)

@@ -486,8 +486,8 @@ class Run:
         self.config, self.accelerator, self.precision = check_files(config), make_accelerator(device), Precision.of(config)
         self.device, self.processes = self.accelerator.device, Processes(self.accelerator)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.compute is torch.float16)
-        alone = self.processes.rank == 0
-        self.progress = progress if progress and alone else make_progress(enabled=alone)
+        first = self.processes.rank == 0
+        self.progress = progress if progress and first else make_progress(enabled=first)
         self.output, self.strategy, self.own_strategy = Path(config.output_dir), strategy, strategy is not None
         self.step, self.stopped, self.samples = 0, None, []
         self.checkpoint: Path | None = None

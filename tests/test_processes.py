@@ -25,7 +25,7 @@ OPTIONS = {
     "validation__samples": [{"prompt": f"bird {n}", "seed": n} for n in range(SAMPLES)], "data__held_out": 1,
 }  # fmt: skip
 SCRIPT = """
-import json, os, signal, sys
+import json, os, signal
 from pathlib import Path
 from tiny_runs import Place, make_trainer
 from ltx_nb.training import trained_parameters

@@ -219,7 +219,7 @@ def test_names_of_the_reference_trainer_mean_the_same_formats():
 def test_training_beside_quantized_weights(place, trained, tmp_path):
     trainer, reports = trained
     assert any("int8 for" in text for text in trainer.progress.view.texts)
-    plain, dense_reports = train(place, tmp_path / "dense", optimization__steps=STEPS)
+    _, dense_reports = train(place, tmp_path / "dense", optimization__steps=STEPS)
     losses = [[report.losses["loss"].item() for report in found] for found in (reports, dense_reports)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
     frozen = load_transformer(place.model, dtype=torch.float32, quantization="int8").state_dict()

@@ -10,7 +10,7 @@ __all__ = ['STILL_FPS', 'MOST_PIXELS', 'MOST_FRAMES', 'RECIPE_VERSION', 'FOLDERS
            'read_ahead', 'release', 'run_stage', 'run_captions', 'write_previews', 'write_preview', 'PreparedSample',
            'PrepareReport', 'report_lines', 'report_head', 'report_table', 'report_html', 'report_text', 'Weights',
            'check_weights', 'open_store', 'open_dataset', 'check_clips', 'leave_out', 'all_tasks', 'read_task',
-           'encode_all', 'dataset_notes', 'prune_store', 'number_format', 'prepare', 'make_report']
+           'encode_all', 'strangers', 'dataset_notes', 'prune_store', 'number_format', 'prepare', 'make_report']
 
 # %% ../../nbs/4_data/03_prepare.ipynb #378d8ac6
 import gc
@@ -936,13 +936,22 @@ def encode_all(
     return notes
 
 
+def strangers(
+    books: Books,
+    dataset: Dataset,
+) -> list[tuple[str, str]]:  # (role, sample)
+    "Records of samples that a dataset does not have."
+    ids = {sample.id for sample in dataset}
+    return sorted((role, name) for role, records in books.manifest.records.items() for name in records if name not in ids)
+
+
 def dataset_notes(
     books: Books,
     dataset: Dataset,
     settings: Settings,
 ) -> list[str]:
     "What a user should know about a dataset beyond its samples."
-    notes, ids, roles = [], {sample.id for sample in dataset}, dataset.roles()
+    notes, roles = [], dataset.roles()
     unheard = [role for role in ("reference_audio", "audio_mask") if role in roles and not settings.with_audio]
     if unheard:
         notes.append(f"Not prepared, because the dataset is prepared without sound: {', '.join(unheard)}.")
@@ -953,7 +962,7 @@ def dataset_notes(
         if old := [sample.id for sample in dataset if sample.id in records and role not in sample.roles]:
             notes.append(f"The store still holds {FOLDERS[role]} of {len(old)} samples that name none now: {_names(old)}. "
                          f"Training on {FOLDERS[role]} uses them too; delete that folder to be rid of them.")
-    if orphans := sorted({name for records in books.manifest.records.values() for name in records} - ids):
+    if orphans := sorted({name for _, name in strangers(books, dataset)}):
         notes.append(f"The store also holds {len(orphans)} samples that are not in this dataset: {_names(orphans)}. "
                      "Training uses them too; prepare with prune=True (`--prune`) to delete them.")
     return notes
@@ -964,8 +973,7 @@ def prune_store(
     dataset: Dataset,  # what stays
 ) -> list[str]:  # a note for the user, where something was deleted
     "Delete the records of samples that a dataset does not have."
-    ids = {sample.id for sample in dataset}
-    gone = {(role, name) for role, records in books.manifest.records.items() for name in records if name not in ids}
+    gone = strangers(books, dataset)
     for role, name in gone:
         books.manifest.remove(role, name)
     names = sorted({name for _, name in gone})
