@@ -125,6 +125,7 @@ class TrainingState:
     random: list[dict] = field(default_factory=list)  # `capture_random_state` of each process
     config: dict = field(default_factory=dict)  # of the run, plain values
     fingerprint: dict = field(default_factory=dict)  # out of `resume_fingerprint`
+    average: dict | None = None  # WeightAverage.state_dict(), where the run keeps one
     extra: dict = field(default_factory=dict)  # what a loop wants to keep beside it, such as a tracker's run id
 
 
@@ -319,7 +320,9 @@ FINGERPRINT_SECTIONS = (
     "acceleration.quantization", "flow_matching", "seed",
 )  # fmt: skip
 FREE_FIELDS = ("optimization.steps", "optimization.enable_gradient_checkpointing")  # change nothing that was saved
-BLOCKING_FIELDS = ("model.training_mode", "lora.rank", "lora.target_modules", "optimization.optimizer_type")
+BLOCKING_FIELDS = (
+    "model.training_mode", "lora.rank", "lora.target_modules", "optimization.optimizer_type", "optimization.parameter_groups",
+)  # fmt: skip
 
 
 def _within(name: str, sections: Iterable[str]) -> bool:

@@ -9,8 +9,8 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'Section', 'warn', 'local_path', 'ModelConfig', 'LoraConfig', 'brief', 'counted', 'models_in', 'tag_of',
            'walk', 'nearest', 'describe', 'ConstantSchedule', 'LinearSchedule', 'CosineSchedule',
            'CosineRestartsSchedule', 'PolynomialSchedule', 'StepSchedule', 'UniformTimesteps',
-           'ShiftedLogitNormalTimesteps', 'typed_params', 'OptimizationConfig', 'FlowMatchingConfig', 'bare_word',
-           'AccelerationConfig', 'DataConfig', 'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region',
+           'ShiftedLogitNormalTimesteps', 'typed_params', 'ParameterGroup', 'OptimizationConfig', 'FlowMatchingConfig',
+           'bare_word', 'AccelerationConfig', 'DataConfig', 'CheckpointsConfig', 'HubConfig', 'WandbConfig', 'region',
            'FirstFrameCondition', 'PrefixCondition', 'SuffixCondition', 'SpatialCropCondition', 'MaskCondition',
            'ReferenceCondition', 'ModalityConfig', 'FlexibleStrategyConfig', 'to_yaml', 'TextToVideoConfig',
            'VideoToVideoConfig', 'old_video', 'as_written', 'translate', 'strategy_name', 'ValidationFirstFrame',
@@ -29,7 +29,8 @@ __all__ = ['LocalPath', 'BRIEF', 'SCHEDULES', 'TIMESTEP_SAMPLERS', 'Probability'
            'readable_sections', 'make_config', 'ConfigLoader', 'read_yaml', 'override', 'list_index', 'parse_override',
            'example_configs', 'accelerate_configs', 'config_text', 'load_config', 'save_config', 'check_files',
            'mode_name', 'condition_words', 'stream_line', 'size_line', 'every', 'noise_line', 'sample_words',
-           'sample_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes', 'Plan', 'show']
+           'sample_rows', 'rate_rows', 'plan_rows', 'adapter_notes', 'condition_notes', 'sample_notes', 'plan_notes',
+           'Plan', 'show']
 
 # %% ../nbs/5_training/00_config.ipynb #ca93bcd5
 import copy
@@ -301,6 +302,20 @@ def typed_params(
         raise ValueError("; ".join(describe(error, kind, params)) + f"; it takes {known}") from None
 
 # %% ../nbs/5_training/00_config.ipynb #f6cf82f3
+class ParameterGroup(Section):
+    "Parameters that move differently."
+
+    match: list[str] = Field(min_length=1)  # patterns of their names, such as "*.lora_B.*"; * stands for anything
+    learning_rate: float | None = Field(None, gt=0)  # their peak rate; None: the run's
+    weight_decay: float | None = Field(None, ge=0)  # their decay; None: the run's
+
+    @model_validator(mode="after")
+    def differs(self):
+        if self.learning_rate is None and self.weight_decay is None:
+            raise ValueError("a group sets learning_rate, weight_decay or both; this one sets neither")
+        return self
+
+# %% ../nbs/5_training/00_config.ipynb #50ce1096
 class OptimizationConfig(Section):
     "How the weights move."
 
@@ -321,6 +336,8 @@ class OptimizationConfig(Section):
         0.999,
     )  # memory of AdamW
     warmup_steps: int = Field(0, ge=0)  # steps of a linear start, before the schedule
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # average the weights over the steps, such as 0.99; samples and files are the average's
+    parameter_groups: list[ParameterGroup] | None = None  # parameters with a rate or a decay of their own
 
     @field_validator("scheduler_params", mode="before")
     @classmethod
@@ -1847,14 +1864,25 @@ def sample_rows(
     return rows + ([("", "", f"... and {len(samples) - shown} more")] if len(samples) > shown else [])
 
 # %% ../nbs/5_training/00_config.ipynb #2fd7e3d2
+def rate_rows(
+    o: OptimizationConfig,  # of a run
+) -> list[tuple[str, str, str]]:  # group, label, value
+    "How fast the weights move, and what is made of their walk."
+    schedule = ", ".join(f"{k} {x:g}" for k, x in o.schedule().items())
+    warmup = f", {counted(o.warmup_steps, 'step')} of warm-up" if o.warmup_steps else ""
+    rows = [("", "learning rate", f"{o.learning_rate:g}, {o.scheduler_type}" + (f" ({schedule})" if schedule else "") + warmup)]
+    for group in o.parameter_groups or ():
+        said = {"rate": group.learning_rate, "decay": group.weight_decay}
+        values = ", ".join(f"{name} {value:g}" for name, value in said.items() if value is not None)
+        rows.append(("", "", f"{', '.join(group.match)}: {values}"))
+    return rows + ([("", "saved", f"an average of the weights, decay {o.ema_decay:g}")] if o.ema_decay else [])
+
+# %% ../nbs/5_training/00_config.ipynb #7ab47640
 def plan_rows(
     config: LtxTrainerConfig,  # to be shown
 ) -> list[tuple[str, str, str]]:  # group, label, value
     "What a run will do, line by line."
     c, o, v, strategy = config, config.optimization, config.validation, config.training_strategy
-    schedule = ", ".join(f"{k} {x:g}" for k, x in o.schedule().items())
-    rate = f"{o.learning_rate:g}, {o.scheduler_type}" + (f" ({schedule})" if schedule else "")
-    warmup = f", {counted(o.warmup_steps, 'step')} of warm-up" if o.warmup_steps else ""
     autocast, made = c.acceleration.mixed_precision_mode or "no", kept_samples(v)
     memory = f"gradient checkpointing {'on' if o.enable_gradient_checkpointing else 'off'}"
     sampling, sizes = "none", "-"
@@ -1879,7 +1907,7 @@ def plan_rows(
         ("from", "model", c.model.model_path),
         ("", "dataset", str(resolve_data_root(c.data.preprocessed_data_root)) + held),
         ("how", "steps", f"{o.steps:,}, each of {counted(o.batch_size * o.gradient_accumulation_steps, 'clip')} a device"),
-        ("", "learning rate", rate + warmup),
+        *rate_rows(o),
         ("", "noise levels", noise_line(c.flow_matching, bool(made))),
         ("", "precision", f"{autocast}, {o.optimizer_type}, {memory}"),
         ("gives", "samples", sampling),

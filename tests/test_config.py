@@ -155,6 +155,11 @@ def test_unknown_key_inside_a_condition_is_located_without_the_union_tag():
         ("optimization.batch_size", 0),
         ("optimization.gradient_accumulation_steps", -1),
         ("optimization.betas", [0.9, 1.0]),
+        ("optimization.ema_decay", 1.0),
+        ("optimization.ema_decay", 0.0),
+        ("optimization.parameter_groups", [{"match": ["*.lora_B.*"]}]),
+        ("optimization.parameter_groups", [{"match": [], "weight_decay": 0}]),
+        ("optimization.parameter_groups", [{"match": ["*"], "learning_rate": 0}]),
         ("lora.rank", 1),
         ("lora.target_modules", []),
         ("lora.dropout", 1.5),
@@ -1205,6 +1210,9 @@ def test_plan_counts_in_english():
     assert not re.search(r"\b1 (clip|step|prompt|frame|token|denoising step)s", plan)
     for words in "each of 1 clip a device", "1 step of warm-up", "every step, 1 prompt", "every step and at the end":
         assert words in plan
+    walk = {"ema_decay": 0.99, "parameter_groups": [{"match": ["*.bias", "*norm*"], "weight_decay": 0}]}
+    plan = str(show(make_config(VALID | {"optimization": walk})))
+    assert "*.bias, *norm*: decay 0" in plan and "an average of the weights, decay 0.99" in plan
     many = {"optimization": {"batch_size": 2, "gradient_accumulation_steps": 2}, "checkpoints": {"interval": 5}}
     assert all(words in str(show(make_config(VALID | many))) for words in ("each of 4 clips a device", "every 5 steps"))
 

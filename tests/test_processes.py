@@ -15,8 +15,9 @@ from tiny_runs import make_place, make_trainer
 
 from ltx_nb.data.store import BucketedSampler, collate
 from ltx_nb.lora import read_lora
+from ltx_nb.optimizer import make_optimizer, set_rates
 from ltx_nb.processes import check_distribution
-from ltx_nb.training import learning_rate, make_optimizer, sample_losses, trained_parameters
+from ltx_nb.training import sample_losses, trained_parameters
 
 COUNT, STEPS, SAMPLES = 2, 4, 3
 OPTIONS = {
@@ -83,19 +84,19 @@ def runs(place, tmp_path_factory):
 def by_hand(place, output):
     "The same steps in one process: the clips and the noise of both, one after the other, and the mean of the gradients."
     trainer = make_trainer(place, output, **OPTIONS).load()
-    config, weights = trainer.config, list(trained_parameters(trainer.model).values())
+    config, weights = trainer.config, trained_parameters(trainer.model)
     optimizer, losses = make_optimizer(weights, config.optimization), []
     shapes = [trainer.dataset.all_shapes()[i] for i in trainer.trained_samples.indices]
     orders = [iter(BucketedSampler(shapes, config.optimization.batch_size, config.seed, rank, COUNT)) for rank in range(COUNT)]
     noises = [torch.Generator().manual_seed(config.seed + rank) for rank in range(COUNT)]
     for step in range(STEPS):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, config.optimization)
+        set_rates(optimizer, config.optimization, step)
         found = []
         for order, noise in zip(orders, noises, strict=True):
             batch = collate([trainer.trained_samples[i] for i in next(order)])
             found.append(sample_losses(trainer.model, trainer.strategy, batch, trainer.timesteps, noise)[0].mean())
             (found[-1] / COUNT).backward()
-        torch.nn.utils.clip_grad_norm_(weights, config.optimization.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(list(weights.values()), config.optimization.max_grad_norm)
         optimizer.step(), optimizer.zero_grad()
         losses.append(sum(loss.item() for loss in found) / COUNT)
     return trainer, losses
