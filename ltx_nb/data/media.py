@@ -598,7 +598,8 @@ def write_video(
         codec = video.codec_context
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
         codec.color_range = LIMITED_RANGE
-        audio = None if sound is None else container.add_stream("aac", rate=sample_rate, layout="stereo")
+        fast = {"aac_coder": "fast"}  # at this bit rate as good as the default coder, in a third of its time
+        audio = None if sound is None else container.add_stream("aac", rate=sample_rate, layout="stereo", options=fast)
         if audio:
             audio.bit_rate = sound_bits
         _encode_pictures(container, video, frames, rate)
