@@ -158,25 +158,27 @@ def figures(
     parts: LtxModelComponents,
     count: int = 128,  # clips for each row
     seed: int = 2_000_000,  # of the scenes and of the noise
+    probes: dict[str, Probe] | None = None,  # from `probes_of`; None: fitted to 512 clips
 ) -> dict[str, dict[str, float]]:  # row -> attribute -> share
     "Everything that the record of the tiny checkpoint states."
     encoders = parts.video_vae_encoder, parts.audio_vae_encoder
-    probes = probes_of(encode_scenes(sample_scenes("wide", 512, seed + 1), *encoders))
+    probes = probes or probes_of(encode_scenes(sample_scenes("wide", 512, seed + 1), *encoders))
     probed = lambda latents: [{**a, **b} for a, b in zip(*(probes[name](latents[name]) for name in ("video", "audio")), strict=True)]
     rows = {}
     real = sample_scenes("wide", count, seed)
     latents = encode_scenes(real, *encoders)
     both = {"video": latents.video, "audio": latents.audio}
+    seen, guessed = verdicts(parts, both), probed(both)
     for attributes, name in ((SEEN, "codec, picture"), (HEARD, "codec, sound")):
-        rows[f"{name}, judge"] = accuracy_table(verdicts(parts, both), real, attributes)
-        rows[f"{name}, probe"] = accuracy_table(probed(both), real, attributes)
+        rows[f"{name}, judge"] = accuracy_table(seen, real, attributes)
+        rows[f"{name}, probe"] = accuracy_table(guessed, real, attributes)
     for split, name in (("base", "base, from captions"), ("held_out", "held-out combinations")):
         scenes = sample_scenes(split, count, seed + 2)
         texts = captions(scenes, seed)
         made = sample(parts, texts, seed=seed)
-        for opinion, ask in (("judge", lambda made: verdicts(parts, made)), ("probe", probed)):
+        for opinion, found in (("judge", verdicts(parts, made)), ("probe", probed(made))):
             for attributes, stream in ((SEEN, "picture"), (HEARD, "sound")):
-                rows[f"{name}, {stream}, {opinion}"] = accuracy_table(ask(made), scenes, attributes)
+                rows[f"{name}, {stream}, {opinion}"] = accuracy_table(found, scenes, attributes)
     for named, when in ((True, "named"), (False, "not named")):
         rows_of = torch.tensor([i for i, (s, text) in enumerate(zip(scenes, texts)) if (s.timbre in text) == named])
         heard = verdicts(parts, {"audio": made["audio"][rows_of]})
