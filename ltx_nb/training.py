@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPUTE_DTYPES', 'HELD_OUT_LEVELS', 'connector_dtype', 'contexts_of', 'encode_old_captions', 'check_captions',
-           'scale_of', 'Precision', 'choose_trained', 'trained_parameters', 'check_names', 'model_to_train',
-           'full_weights', 'load_full_weights', 'sample_losses', 'StepReport', 'losses_by_level', 'held_out_samples',
-           'FixedLevel', 'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters', 'rehearse', 'check_masks',
+           'scale_of', 'Precision', 'trained_parameters', 'check_names', 'model_to_train', 'full_weights',
+           'load_full_weights', 'sample_losses', 'StepReport', 'losses_by_level', 'held_out_samples', 'FixedLevel',
+           'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters', 'rehearse', 'check_masks',
            'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data', 'loader_of', 'load_model',
            'facts_of', 'state_of', 'save_run', 'write_run', 'restore_state', 'resume_run', 'gather_gradients',
            'step_of', 'check_finite', 'measure_run', 'look_at_start', 'look_after_step', 'TrainingResult',
@@ -37,7 +37,7 @@ from .data.store import BucketedSampler, PrecomputedDataset, check_checkpoint, c
 from .data.store import fingerprint, group_by_shape, read_record, record_path, write_json, write_record
 from .latents import ConfigError, ScaleFactors
 from .loading import CheckpointError, few, load_embeddings_processor, load_transformer, read_header, read_metadata
-from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata
+from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata, matching_modules
 from .model.text import EmbeddingsProcessor, read_caption_record
 from .model.transformer import LTXModel
 from .optimizer import WeightAverage, load_optimizer_state, make_optimizer, parameter_groups, set_rates
@@ -147,18 +147,6 @@ class Precision:
         return torch.autocast(device.type, self.compute) if self.compute != self.weights else contextlib.nullcontext()
 
 # %% ../nbs/5_training/04_training.ipynb #f1f17536
-def choose_trained(
-    model: LTXModel,  # changed in place
-    config: LtxTrainerConfig,  # of the run
-) -> LTXModel:  # only what is trained requires gradients
-    "Put adapters in, or unfreeze everything."
-    if config.model.training_mode == "lora":
-        add_lora(model, config.lora.rank, config.lora.alpha, config.lora.target_modules, config.lora.dropout)
-    else:
-        model.requires_grad_(True)
-    return model
-
-
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     "What an optimizer moves, by name."
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -169,8 +157,12 @@ def check_names(
 ) -> None:  # raises ValueError
     "Refuse targets and groups of parameters that match nothing."
     with torch.device("meta"):
-        model = choose_trained(LTXModel.from_config(read_header(config.model.model_path)), config)
-    parameter_groups(trained_parameters(model), config.optimization)
+        model = LTXModel.from_config(read_header(config.model.model_path))
+    trained = dict(model.named_parameters())
+    if config.model.training_mode == "lora":  # without PEFT, which takes seconds to make adapters for a large model
+        layers = {name for hit in matching_modules(model, config.lora.target_modules).values() for name in hit}
+        trained = {f"{name}.lora_{part}.weight": model.get_submodule(name).weight for name in sorted(layers) for part in "AB"}
+    parameter_groups(trained, config.optimization)
 
 
 def model_to_train(
@@ -182,7 +174,11 @@ def model_to_train(
     model = load_transformer(config.model.model_path, device, Precision.of(config).weights, quantization=quantization)
     model.gradient_checkpointing = config.optimization.enable_gradient_checkpointing
     torch.manual_seed(config.seed)
-    return choose_trained(model, config).train()
+    if config.model.training_mode == "lora":
+        add_lora(model, config.lora.rank, config.lora.alpha, config.lora.target_modules, config.lora.dropout)
+    else:
+        model.requires_grad_(True)
+    return model.train()
 
 # %% ../nbs/5_training/04_training.ipynb #c98f8544
 def full_weights(
