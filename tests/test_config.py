@@ -157,9 +157,6 @@ def test_unknown_key_inside_a_condition_is_located_without_the_union_tag():
         ("optimization.betas", [0.9, 1.0]),
         ("optimization.ema_decay", 1.0),
         ("optimization.ema_decay", 0.0),
-        ("optimization.parameter_groups", [{"match": ["*.lora_B.*"]}]),
-        ("optimization.parameter_groups", [{"match": [], "weight_decay": 0}]),
-        ("optimization.parameter_groups", [{"match": ["*"], "learning_rate": 0}]),
         ("lora.rank", 1),
         ("lora.target_modules", []),
         ("lora.dropout", 1.5),
@@ -181,6 +178,21 @@ def test_unknown_key_inside_a_condition_is_located_without_the_union_tag():
 def test_a_value_out_of_bounds_is_named_with_its_path_and_what_was_given(path, value):
     message = refusal(changed(path, value))
     assert message.startswith("1 problem in") and re.search(rf"- {path}(: given|\.\d: given|\.\d: missing)", message)
+
+
+@pytest.mark.parametrize(
+    "group, said",
+    [
+        ({"match": ["*.lora_B.*"]}, ": a group sets learning_rate, weight_decay or both"),
+        ({"match": [], "weight_decay": 0}, ".match: given []"),
+        ({"match": ["*"], "learning_rate": 0}, ".learning_rate: given 0"),
+        ({"match": ["*"], "lr": 1e-4}, ".lr: unknown key"),
+        ({"weight_decay": 0}, ".match: missing"),
+    ],
+    ids=["sets nothing", "matches nothing", "no rate", "unknown", "no match"],
+)
+def test_a_wrong_parameter_group_is_named_with_its_place(group, said):
+    assert f"- optimization.parameter_groups.0{said}" in refusal(changed("optimization.parameter_groups", [group]))
 
 
 def test_all_problems_are_reported_at_once(machine):
