@@ -17,6 +17,7 @@ LARGEST = 18e6  # bytes that the packaged checkpoint may have
 CHANCE = 0.25  # of a right answer without having been taught: one of seven colours or pitches, and some luck
 GAIN = 0.3  # what a lesson has to bring, beyond what was there and beyond what the control shows
 QUESTIONS = 32
+IN_TUTORIALS = {"video inpainting", "V2V IC-LoRA", "audio inpainting", "audio to video"}  # taught, examined and asserted there, with a control
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def base():
     return load_world_model(tiny_checkpoint())
 
 
-@pytest.mark.parametrize("mode", LESSONS)
+@pytest.mark.parametrize("mode", [mode for mode in LESSONS if mode not in IN_TUTORIALS])
 def test_a_mode_learns_what_it_is_given_for(mode, base, tmp_path):
     lesson = learns(mode, tmp_path, parts=base)
     assert max(lesson.before.values()) <= CHANCE, lesson
