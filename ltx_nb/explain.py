@@ -84,7 +84,7 @@ def type_words(
         return f"{words} ({bounds})" if bounds else words
     if models := models_in(annotation):
         names = [(tag_of(m) or m.__name__) if len(models) > 1 else m.__name__ for m in models]
-        listed = "list of " if origin is list else ""
+        listed = "list of " if list in (origin, *map(get_origin, inner)) else ""
         return listed + " or ".join([" | ".join(names)] + ["null"] * (type(None) in inner))
     if origin is Literal:
         return " | ".join(map(str, inner))
