@@ -43,7 +43,7 @@ def step_of(model: LTXModel, size: str) -> Callable[[], tuple]:
 
 
 def flat(tensors) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).double()  # a cosine over millions of numbers needs more than float32
 
 
 def measure(size: str, rounds: int | None) -> str:

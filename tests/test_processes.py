@@ -15,15 +15,16 @@ from tiny_runs import make_place, make_trainer
 
 from ltx_nb.data.store import BucketedSampler, collate
 from ltx_nb.lora import read_lora
-from ltx_nb.optimizer import make_optimizer, set_rates
+from ltx_nb.optimizer import WeightAverage, make_optimizer, set_rates
 from ltx_nb.processes import check_distribution
 from ltx_nb.training import sample_losses, trained_parameters
 
-COUNT, STEPS, SAMPLES = 2, 4, 3
+COUNT, STEPS, SAMPLES, DECAY = 2, 4, 3, 0.6
 OPTIONS = {
     "optimization__steps": STEPS, "checkpoints__interval": STEPS // 2, "checkpoints__precision": "float32", "lora__dropout": 0.0,
     "validation__interval": STEPS, "validation__skip_initial_validation": True,
     "validation__samples": [{"prompt": f"bird {n}", "seed": n} for n in range(SAMPLES)], "data__held_out": 1,
+    "optimization__ema_decay": DECAY,
 }  # fmt: skip
 SCRIPT = """
 import json, os, signal
@@ -41,9 +42,10 @@ def report(name, output, stop_after=None, **more):
         losses.append(float(step.losses["loss"]))
         if step.step == stop_after and trainer.processes.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-    weights = torch.cat([p.detach().flatten() for p in trained_parameters(trainer.model).values()])
+    digest = lambda tensors: hashlib.sha256(torch.cat([t.detach().flatten() for t in tensors]).numpy().tobytes()).hexdigest()
     said = {{
-        "losses": losses, "weights": hashlib.sha256(weights.numpy().tobytes()).hexdigest(), "checkpoint": str(trainer.checkpoint),
+        "losses": losses, "weights": digest(trained_parameters(trainer.model).values()), "checkpoint": str(trainer.checkpoint),
+        "average": digest(trainer.average.weights.values()),
         "samples": [str(path) for path in trainer.samples], "stopped": trainer.stopped, "steps": trainer.step,
         "noise": float(torch.rand(1, generator=trainer.generator)),
     }}
@@ -82,10 +84,10 @@ def runs(place, tmp_path_factory):
 
 
 def by_hand(place, output):
-    "The same steps in one process: the clips and the noise of both, one after the other, and the mean of the gradients."
+    "The same steps in one process: the clips and the noise of both, one after the other, and the mean of the gradients; an average."
     trainer = make_trainer(place, output, **OPTIONS).load()
     config, weights = trainer.config, trained_parameters(trainer.model)
-    optimizer, losses = make_optimizer(weights, config.optimization), []
+    optimizer, losses, average = make_optimizer(weights, config.optimization), [], WeightAverage(weights, DECAY)
     shapes = [trainer.dataset.all_shapes()[i] for i in trainer.trained_samples.indices]
     orders = [iter(BucketedSampler(shapes, config.optimization.batch_size, config.seed, rank, COUNT)) for rank in range(COUNT)]
     noises = [torch.Generator().manual_seed(config.seed + rank) for rank in range(COUNT)]
@@ -98,8 +100,9 @@ def by_hand(place, output):
             (found[-1] / COUNT).backward()
         torch.nn.utils.clip_grad_norm_(list(weights.values()), config.optimization.max_grad_norm)
         optimizer.step(), optimizer.zero_grad()
+        average.update()
         losses.append(sum(loss.item() for loss in found) / COUNT)
-    return trainer, losses
+    return trainer, losses, average.weights
 
 
 def test_all_processes_hold_the_same_weights_and_say_the_same(runs):
@@ -112,18 +115,18 @@ def test_processes_draw_different_noise(runs):
 
 
 def test_two_processes_make_the_step_that_one_makes_of_both_batches(place, runs, tmp_path):
-    trainer, losses = by_hand(place, tmp_path)
+    trainer, losses, average = by_hand(place, tmp_path)
     assert runs["whole"][0]["losses"] == pytest.approx(losses, rel=1e-5)
     saved = read_lora(runs["whole"][0]["checkpoint"])[0]
     for name, (A, B) in saved.items():
-        layer = trainer.model.get_submodule(name)
-        torch.testing.assert_close(A, layer.lora_A["default"].weight.detach(), rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(B, layer.lora_B["default"].weight.detach() * layer.scaling["default"], rtol=1e-3, atol=1e-6)
+        scale = trainer.model.get_submodule(name).scaling["default"]
+        torch.testing.assert_close(A, average[f"{name}.lora_A.default.weight"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(B, average[f"{name}.lora_B.default.weight"] * scale, rtol=1e-3, atol=1e-6)
 
 
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(runs):
     whole, resumed = runs["whole"][0], runs["resumed"][0]
-    assert resumed["weights"] == whole["weights"] and resumed["losses"] == whole["losses"][STEPS // 2 :]
+    assert all(resumed[name] == whole[name] for name in ("weights", "average")) and resumed["losses"] == whole["losses"][STEPS // 2 :]
 
 
 def test_samples_are_dealt_out_and_are_those_that_one_process_makes(place, runs, tmp_path):
