@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROJECTIONS', 'FEED_FORWARD', 'TARGETS', 'ADAPTER', 'PREFIX', 'ENDINGS', 'targets_of', 'linear_modules',
-           'matching_modules', 'add_lora', 'lora_layers', 'lora_state_dict', 'export_lora', 'lora_metadata',
-           'save_lora', 'read_lora', 'lora_scale', 'check_lora', 'fuse_lora', 'load_lora']
+           'matching_modules', 'adapted_modules', 'add_lora', 'lora_layers', 'lora_state_dict', 'export_lora',
+           'lora_metadata', 'save_lora', 'read_lora', 'lora_scale', 'check_lora', 'fuse_lora', 'load_lora']
 
 # %% ../nbs/2_loading/02_lora.ipynb #e29f02e8
 import difflib
@@ -62,6 +62,14 @@ def matching_modules(
         raise ValueError(f"target_modules without a match in {type(model).__name__}: {hints}")
     return hits
 
+
+def adapted_modules(
+    model: nn.Module,  # the transformer
+    target_modules: list[str],  # endings of module names
+) -> list[str]:  # sorted, each once
+    "The modules that get an adapter."
+    return sorted({name for hit in matching_modules(model, target_modules).values() for name in hit})
+
 # %% ../nbs/2_loading/02_lora.ipynb #26143752
 ADAPTER = "default"
 
@@ -80,7 +88,7 @@ def add_lora(
         raise ValueError("the model already carries a LoRA: load it afresh, or fill the adapters that it has with load_lora")
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and only training needs it
 
-    names = sorted({name for hit in matching_modules(model, target_modules or TARGETS["all"]).values() for name in hit})
+    names = adapted_modules(model, target_modules or TARGETS["all"])
     model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, lora_dropout=dropout, target_modules=names, bias="none")
     inject_adapter_in_model(config, model, ADAPTER)

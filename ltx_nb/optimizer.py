@@ -61,6 +61,11 @@ def parameter_groups(
     "Who moves how; the last group is everything that the others leave."
     left, groups = {parameter_name(name): parameter for name, parameter in parameters.items()}, []
     names = list(left)
+
+    def add(members: list[nn.Parameter], rate: float | None = None, decay: float | None = None) -> None:
+        rate, decay = rate or config.learning_rate, config.weight_decay if decay is None else decay
+        groups.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay})
+
     for number, group in enumerate(config.parameter_groups or ()):
         where = f"optimization.parameter_groups[{number}].match"
         for pattern in group.match:
@@ -69,13 +74,10 @@ def parameter_groups(
         taken = [name for name in left if any(fnmatchcase(name, pattern) for pattern in group.match)]
         if not taken:
             raise ConfigError(f"{where}: the groups before it take all that it matches; the first group that matches counts")
-        groups.append(([left.pop(name) for name in taken], group.learning_rate, group.weight_decay))
-    groups += [(list(left.values()), None, None)] if left else []
-    options = []
-    for members, rate, decay in groups:
-        rate, decay = rate or config.learning_rate, config.weight_decay if decay is None else decay
-        options.append({"params": members, "lr": rate, "peak": rate, "weight_decay": decay})
-    return options
+        add([left.pop(name) for name in taken], group.learning_rate, group.weight_decay)
+    if left:
+        add(list(left.values()))
+    return groups
 
 # %% ../nbs/5_training/03_optimizer.ipynb #78879aa3
 def make_optimizer(

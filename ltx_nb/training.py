@@ -37,7 +37,7 @@ from .data.store import BucketedSampler, PrecomputedDataset, check_checkpoint, c
 from .data.store import fingerprint, group_by_shape, read_record, record_path, write_json, write_record
 from .latents import ConfigError, ScaleFactors
 from .loading import CheckpointError, few, load_embeddings_processor, load_transformer, read_header, read_metadata
-from .lora import add_lora, export_lora, load_lora, lora_layers, lora_metadata, matching_modules
+from .lora import adapted_modules, add_lora, export_lora, load_lora, lora_layers, lora_metadata
 from .model.text import EmbeddingsProcessor, read_caption_record
 from .model.transformer import LTXModel
 from .optimizer import WeightAverage, load_optimizer_state, make_optimizer, parameter_groups, set_rates
@@ -160,8 +160,8 @@ def check_names(
         model = LTXModel.from_config(read_header(config.model.model_path))
     trained = dict(model.named_parameters())
     if config.model.training_mode == "lora":  # without PEFT, which takes seconds to make adapters for a large model
-        layers = {name for hit in matching_modules(model, config.lora.target_modules).values() for name in hit}
-        trained = {f"{name}.lora_{part}.weight": model.get_submodule(name).weight for name in sorted(layers) for part in "AB"}
+        layers = adapted_modules(model, config.lora.target_modules)
+        trained = {f"{name}.lora_{part}.weight": model.get_submodule(name).weight for name in layers for part in "AB"}
     parameter_groups(trained, config.optimization)
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny_runs import Place, make_place, make_trainer, same, train, trained
+from tiny_runs import Place, make_place, make_trainer, same, told, train, trained
 
 from ltx_nb.config import OptimizationConfig, ParameterGroup
 from ltx_nb.data.store import collate
@@ -13,7 +13,7 @@ from ltx_nb.latents import ConfigError
 from ltx_nb.loading import load_transformer
 from ltx_nb.lora import add_lora, load_lora, read_lora
 from ltx_nb.optimizer import WeightAverage, learning_rate, make_optimizer, parameter_groups, set_rates
-from ltx_nb.training import LtxvTrainer, held_out_losses
+from ltx_nb.training import held_out_losses
 
 RATE, DECAY = 3e-3, 0.6
 N = 2  # a whole run has 2N steps, an interrupted one N
@@ -38,16 +38,12 @@ def averaged(place):
     return trainer, reports, walk
 
 
-def parameters(names=NAMES) -> dict[str, torch.nn.Parameter]:
-    return {name: torch.nn.Parameter(torch.ones(2)) for name in names}
+def parameters() -> dict[str, torch.nn.Parameter]:
+    return {name: torch.nn.Parameter(torch.ones(2)) for name in NAMES}
 
 
 def grouped(*groups: dict, **options) -> OptimizationConfig:
     return OptimizationConfig(learning_rate=RATE, parameter_groups=[ParameterGroup(**group) for group in groups], **options)
-
-
-def told(trainer: LtxvTrainer) -> str:
-    return "\n".join(trainer.progress.view.texts)
 
 
 def average_of(walk: list[dict], decay: float) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from tiny_runs import (
     make_trainer,
     names,
     same,
+    told,
     train,
     trained,
 )
@@ -90,10 +91,6 @@ def interrupted(place):
 
 def adapters_of(path):
     return {name: (A, B) for name, (A, B) in read_lora(path)[0].items()}
-
-
-def told(trainer) -> str:
-    return "\n".join(trainer.progress.view.texts)
 
 
 # what moves

@@ -64,6 +64,11 @@ def make_trainer(place: Place, output: Path, **changes) -> LtxvTrainer:
     return LtxvTrainer(configure(place, output, **changes), Progress(Notes()), "cpu")
 
 
+def told(trainer: LtxvTrainer) -> str:
+    "All notes that a run has given its user."
+    return "\n".join(trainer.progress.view.texts)
+
+
 def train(place: Place, output: Path, **changes):
     "A finished run: the trainer, and a report for each step."
     trainer = make_trainer(place, output, **changes)
