@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'TOKEN_BYTES', 'FEW_TOKENS', 'Guidance', 'default_guidance', 'combine', 'GuidancePass', 'guidance_passes',
-           'Prompt', 'perturbations_of', 'ask', 'fits_together', 'predict', 'denoise', 'blank_record',
-           'generate_latents']
+           'Prompt', 'perturbations_of', 'GuidedModel', 'denoise', 'blank_record', 'generate_latents']
 
 # %% ../nbs/3_flow/03_generate.ipynb #b9e128d7
 from collections.abc import Callable
@@ -109,6 +108,8 @@ class Prompt:
 
 # %% ../nbs/3_flow/03_generate.ipynb #4179715f
 PLAIN = GuidancePass("plain", {})
+TOKEN_BYTES = 2**19  # what a token takes for a moment in the largest model, rounded up
+FEW_TOKENS = 2048  # so many gain from a larger batch on a CPU, too
 
 
 def perturbations_of(
@@ -128,100 +129,90 @@ def perturbations_of(
     return Perturbations(tuple(skips)) if any(skips) else None
 
 
-def ask(
-    model: LTXModel,  # the transformer
-    streams: dict[str, Tokens],  # "video" and "audio", as far as the request has them
-    x: dict[str, Tensor],  # `[B, N, C]` each stream's tokens
-    sigma: float,  # their noise level
-    prompt: Prompt,  # encoded captions
-    calls: list[GuidancePass],  # what is asked at once
-    guidance: Guidance,  # for the blocks of STG
-) -> list[dict[str, Tensor]]:  # for each call and generated stream `[B, N, C]` float32
-    "Call the model once, for one or several opinions, and carry its answers to the clean end."
-    times, inputs = len(calls), {}
-    for name, tokens in streams.items():
-        samples = len(x[name])
-        context = torch.cat([prompt.context(name, call).expand(samples, -1, -1) for call in calls])
-        one = to_modality(tokens, x[name], torch.full((samples,), sigma), context)
-        copies = {f: torch.cat([getattr(one, f)] * times) for f in ("latent", "sigma", "timesteps", "levels")}
-        positions = one.positions if len(one.positions) == 1 else torch.cat([one.positions] * times)
-        inputs[name] = replace(one, **copies, positions=positions)
-    velocities = dict(zip(("video", "audio"), model(inputs.get("video"), inputs.get("audio"), perturbations_of(calls, guidance, samples))))
-    answers = {
-        name: to_denoised(torch.cat([x[name]] * times), velocities[name], inputs[name].timesteps).chunk(times)
-        for name, tokens in streams.items()
-        if tokens.generated
-    }
-    return [{name: parts[i] for name, parts in answers.items()} for i in range(times)]
+@dataclass(frozen=True)
+class GuidedModel:
+    "A model with everything that stays the same on its walk."
+    model: LTXModel  # the transformer
+    streams: dict[str, Tokens]  # "video" and "audio", as far as the request has them
+    prompt: Prompt  # encoded captions
+    guidance: Guidance = Guidance.off()  # the scales
+    together: bool | None = False  # all calls of a step at once, on a larger batch; None: where memory allows
 
+    def ask(
+        self,
+        x: dict[str, Tensor],  # `[B, N, C]` each stream's tokens
+        sigma: float,  # their noise level
+        calls: list[GuidancePass],  # what is asked at once
+    ) -> list[dict[str, Tensor]]:  # for each call and generated stream `[B, N, C]` float32
+        "Call the model once, for one or several opinions, and carry its answers to the clean end."
+        times, inputs = len(calls), {}
+        for name, tokens in self.streams.items():
+            samples = len(x[name])
+            context = torch.cat([self.prompt.context(name, call).expand(samples, -1, -1) for call in calls])
+            one = to_modality(tokens, x[name], torch.full((samples,), sigma), context)
+            copies = {f: torch.cat([getattr(one, f)] * times) for f in ("latent", "sigma", "timesteps", "levels")}
+            positions = one.positions if len(one.positions) == 1 else torch.cat([one.positions] * times)
+            inputs[name] = replace(one, **copies, positions=positions)
+        perturbations = perturbations_of(calls, self.guidance, samples)
+        velocities = dict(zip(("video", "audio"), self.model(inputs.get("video"), inputs.get("audio"), perturbations)))
+        answers = {
+            name: to_denoised(torch.cat([x[name]] * times), velocities[name], inputs[name].timesteps).chunk(times)
+            for name, tokens in self.streams.items()
+            if tokens.generated
+        }
+        return [{name: parts[i] for name, parts in answers.items()} for i in range(times)]
 
-TOKEN_BYTES = 2**19  # what a token takes for a moment in the largest model, rounded up
-FEW_TOKENS = 2048  # so many gain from a larger batch on a CPU, too
+    def fits_together(self, calls: int) -> bool:
+        "Whether so many calls may be one."
+        tokens = calls * sum(t.given.numel() for t in self.streams.values())
+        device = next(iter(self.streams.values())).clean.device
+        if device.type != "cuda":
+            return tokens <= FEW_TOKENS
+        return 2 * tokens * TOKEN_BYTES <= torch.cuda.mem_get_info(device)[0]
 
-
-def fits_together(
-    streams: dict[str, Tokens],  # "video" and "audio", as far as the request has them
-    calls: int,  # of a step
-) -> bool:
-    "Whether all calls of a step may be one."
-    tokens, device = calls * sum(t.given.numel() for t in streams.values()), next(iter(streams.values())).clean.device
-    if device.type != "cuda":
-        return tokens <= FEW_TOKENS
-    return 2 * tokens * TOKEN_BYTES <= torch.cuda.mem_get_info(device)[0]
-
-
-def predict(
-    model: LTXModel,  # the transformer
-    streams: dict[str, Tokens],  # "video" and "audio", as far as the request has them
-    x: dict[str, Tensor],  # `[B, N, C]` each stream's tokens
-    sigma: float,  # their noise level
-    prompt: Prompt,  # encoded captions
-    guidance: Guidance,  # the scales
-    together: bool | None = False,  # all calls at once, on a larger batch; None: where memory allows
-) -> dict[str, Tensor]:  # for each generated stream `[B, N, C]` float32
-    "The clean tokens as the guided model believes them to be."
-    calls = [PLAIN, *guidance_passes(guidance, streams)]
-    if together is None:
-        together = fits_together(streams, len(calls))
-    groups = [calls] if together else [[call] for call in calls]
-    plain, *others = [answer for group in groups for answer in ask(model, streams, x, sigma, prompt, group, guidance)]
-    guided = {}
-    for name in plain:
-        terms = [(call.weights[name], other[name]) for call, other in zip(calls[1:], others) if call.weights[name]]
-        guided[name] = combine(plain[name], terms, guidance.guidance_rescale)
-    return guided
+    def predict(
+        self,
+        x: dict[str, Tensor],  # `[B, N, C]` each stream's tokens
+        sigma: float,  # their noise level
+    ) -> dict[str, Tensor]:  # for each generated stream `[B, N, C]` float32
+        "The clean tokens as the guided model believes them to be."
+        calls = [PLAIN, *guidance_passes(self.guidance, self.streams)]
+        together = self.fits_together(len(calls)) if self.together is None else self.together
+        groups = [calls] if together else [[call] for call in calls]
+        plain, *others = [answer for group in groups for answer in self.ask(x, sigma, group)]
+        guided = {}
+        for name in plain:
+            terms = [(call.weights[name], other[name]) for call, other in zip(calls[1:], others) if call.weights[name]]
+            guided[name] = combine(plain[name], terms, self.guidance.guidance_rescale)
+        return guided
 
 # %% ../nbs/3_flow/03_generate.ipynb #ae793bc7
 @torch.no_grad()
 def denoise(
-    model: LTXModel,  # the transformer
-    streams: dict[str, Tokens],  # "video" and "audio", as far as the request has them
-    prompt: Prompt,  # encoded captions
+    guided: GuidedModel,  # what is asked at each step
     sigmas: Tensor | list[float],  # falling noise levels, the last one 0
-    guidance: Guidance = Guidance.off(),  # the scales
     generator: torch.Generator | None = None,  # source of the noise, on the CPU
-    together: bool | None = False,  # all calls of a step at once, on a larger batch; None: where memory allows
     on_step: Callable[[int, int], None] | None = None,  # called with (steps done, steps in all)
 ) -> dict[str, Tensor]:  # for each stream `[B, N, C]` float32, its own clean tokens
     "Walk from noise to clean tokens."
-    levels = torch.as_tensor(sigmas).tolist()
+    levels, streams = torch.as_tensor(sigmas).tolist(), guided.streams
     x = {}
     for name, tokens in streams.items():
         x[name] = tokens.clean
         if tokens.generated:
             noise = torch.randn(tokens.clean[:, : tokens.length].shape, generator=generator)
             x[name] = add_noise(tokens, torch.full((len(noise),), levels[0]), noise)
-    training = model.training
-    model.eval()
+    training = guided.model.training
+    guided.model.eval()
     try:
         for step, (sigma, next_sigma) in enumerate(pairwise(levels)):
-            for name, clean in predict(model, streams, x, sigma, prompt, guidance, together).items():
+            for name, clean in guided.predict(x, sigma).items():
                 given = streams[name].given.to(clean.device)[..., None]
                 x[name] = euler_step(x[name], torch.where(given, streams[name].clean, clean), sigma, next_sigma)
             if on_step:
                 on_step(step + 1, len(levels) - 1)
     finally:
-        model.train(training)
+        guided.model.train(training)
     return {name: x[name][:, : tokens.length] for name, tokens in streams.items()}
 
 # %% ../nbs/3_flow/03_generate.ipynb #60bb178c
@@ -260,7 +251,7 @@ def generate_latents(
     streams = read_streams(plan, record, factors, device, certain=True)
     if sigmas is None:
         sigmas = sigma_schedule(steps, **({} if tokens is None else {"tokens": tokens}))
-    guidance = guidance or default_guidance(model)
-    done = denoise(model, streams, prompt, sigmas, guidance, torch.Generator().manual_seed(seed), together, on_step)
+    guided = GuidedModel(model, streams, prompt, guidance or default_guidance(model), together)
+    done = denoise(guided, sigmas, torch.Generator().manual_seed(seed), on_step)
     fold = {"video": lambda x: unpatchify_video(x, streams["video"].grid), "audio": unpatchify_audio}
     return {name: fold[name](x) for name, x in done.items()}

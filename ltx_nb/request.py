@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FROZEN', 'ORDER', 'Request', 'read_conditions', 'Part', 'film_window', 'available_frames', 'read_pictures',
            'whole_frames', 'read_prefix', 'read_suffix', 'sound_window', 'read_sound_end', 'read_whole_sound',
-           'read_part', 'Media', 'read_media', 'encoders_needed', 'media_hash', 'encode_media', 'write_part', 'beside']
+           'read_part', 'Media', 'read_media', 'media_hash', 'encode_media', 'write_part', 'beside']
 
 # %% ../nbs/5_training/02_request.ipynb #05a01847
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -26,8 +26,7 @@ from .data.prepare import FOLDERS, encode_pictures, encode_sound
 from .data.roles import read_audio_mask, read_reference, read_video_mask
 from .generate import Guidance, blank_record
 from .latents import ScaleFactors, audio_latent_length, check_video_size
-from .model.audio_vae import AudioEncoder
-from .model.video_vae import Tiling, VideoEncoder
+from .model.video_vae import Tiling
 from .strategies import Plan, StreamPlan, read_streams
 
 # %% ../nbs/5_training/02_request.ipynb #3c7a6c21
@@ -310,13 +309,6 @@ def read_media(
 ORDER = ("mask", "spatial_crop", "suffix", "prefix", "first_frame")  # the later one is written over the earlier ones
 
 
-def encoders_needed(
-    media: Sequence[Media],
-) -> set[str]:  # of "video" and "audio"
-    "Which encoders some requests need."
-    return {part.stream for each in media for part in each.parts}
-
-
 def media_hash(
     media: Media,
 ) -> str:  # the same for the same pixels, samples and sizes, wherever the files are
@@ -334,23 +326,18 @@ def media_hash(
 
 def encode_media(
     media: Media,
-    video_encoder: VideoEncoder | None = None,  # needed where pictures are given
-    audio_encoder: AudioEncoder | None = None,  # needed where sound is given
+    encoders: Mapping[str, torch.nn.Module],  # "video" and "audio", as far as they are given
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
-    tiling: Tiling | None = None,  # None: all at once
+    tiling: Tiling | None = None,  # of pictures; None: all at once
 ) -> dict:  # records by folder, each with one sample, on the CPU
     "The record that a training clip would have been."
     record = {name: dict(values) for name, values in media.record.items()}
-
-    def encode(part: Part) -> tuple[Tensor, dict]:
-        if part.clip is not None:
-            tensors, values = encode_pictures(video_encoder, part.clip, tiling)
-        else:
-            tensors, values = encode_sound(audio_encoder, *part.sound, part.seconds)
-        return tensors["latents"].float().cpu()[None], values
-
     for part in sorted(media.parts, key=lambda part: ORDER.index(part.type) if part.type in ORDER else -1):
-        latents, values = encode(part)
+        if part.clip is not None:
+            tensors, values = encode_pictures(encoders["video"], part.clip, tiling)
+        else:
+            tensors, values = encode_sound(encoders["audio"], *part.sound, part.seconds)
+        latents = tensors["latents"].float().cpu()[None]
         if part.type == "reference":
             rate = {"fps": torch.tensor([values["fps"]])} if part.stream == "video" else {}
             record[part.condition.latents_dir] = {"latents": latents, **rate}

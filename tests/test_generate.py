@@ -6,6 +6,7 @@ from recorded import checksum, recipe, seeded
 
 from ltx_nb.conditions import Condition, audio_tokens, video_tokens
 from ltx_nb.generate import (
+    GuidedModel,
     Guidance,
     Prompt,
     blank_record,
@@ -14,7 +15,6 @@ from ltx_nb.generate import (
     denoise,
     generate_latents,
     guidance_passes,
-    predict,
 )
 from ltx_nb.model.transformer import LTXModel, Modality
 from ltx_nb.samplers import euler_step, sigma_schedule
@@ -105,12 +105,12 @@ def test_guided_walk_of_four_calls_equals_the_recorded_step():
     ]
     guidance = Guidance(stg_blocks=(29,))
     (streams, x), sigma = recipe_streams(), sigma_schedule(8)[2].item()
-    found = predict(Toy(velocity), streams, x, sigma, Prompt(*contexts), guidance)
+    found = GuidedModel(Toy(velocity), streams, Prompt(*contexts), guidance).predict(x, sigma)
     assert checksum(found["video"]) == pytest.approx((-18.683660, -10.022560, 4.094576), abs=CLOSE)
     assert checksum(found["audio"]) == pytest.approx((-616.487588, -308.388843, 26.866391), abs=1e-3)
 
     (streams, x) = recipe_streams(audio_generated=False)
-    frozen = predict(Toy(velocity), streams, x, sigma, Prompt(*contexts), guidance)
+    frozen = GuidedModel(Toy(velocity), streams, Prompt(*contexts), guidance).predict(x, sigma)
     assert list(frozen) == ["video"] and torch.equal(frozen["video"], found["video"])
 
 
@@ -121,7 +121,7 @@ def test_walk_of_two_streams_equals_the_recorded_one():
 
     (streams, x), sigmas = recipe_streams(), sigma_schedule(8).tolist()
     for sigma, next_sigma in zip(sigmas, sigmas[1:]):
-        clean = predict(Toy(velocity), streams, x, sigma, Prompt(*torch.zeros(2, 1, 1, 4)), Guidance.off())
+        clean = GuidedModel(Toy(velocity), streams, Prompt(*torch.zeros(2, 1, 1, 4))).predict(x, sigma)
         x = {name: euler_step(x[name], clean[name], sigma, next_sigma) for name in x}
     assert checksum(x["video"]) == pytest.approx((5.828696, 1.946178, 3.671256), abs=CLOSE)
     assert checksum(x["audio"]) == pytest.approx((63.063755, 31.507172, 13.358636), abs=CLOSE)
@@ -208,7 +208,7 @@ def test_predictions_are_made_from_float32_tokens():
     streams, x = recipe_streams()
     prompt = make_prompt(dtype=torch.bfloat16)
     model = Toy()
-    found = predict(model, streams, x, 0.9, prompt, Guidance.off())
+    found = GuidedModel(model, streams, prompt).predict(x, 0.9)
     assert model.calls[0]["video"].latent.dtype == torch.bfloat16
     assert torch.equal(found["video"], x["video"]) and torch.equal(found["audio"], x["audio"])
 
@@ -243,11 +243,11 @@ def test_a_batch_equals_its_samples(models):
     streams = read_streams(TEXT_TO_VIDEO, record)
     noise = {name: torch.randn(tokens.clean.shape, generator=seeded(7)) for name, tokens in streams.items()}
     guidance = default_guidance(models["2"])
-    both = predict(models["2"], streams, noise, 0.8, prompt, guidance)
+    both = GuidedModel(models["2"], streams, prompt, guidance).predict(noise, 0.8)
     for i in range(2):
         one = {n: replace(t, clean=t.clean[i : i + 1], given=t.given[i : i + 1]) for n, t in streams.items()}
         words = Prompt(*(getattr(prompt, f.name)[i : i + 1] for f in fields(Prompt)))
-        alone = predict(models["2"], one, {n: x[i : i + 1] for n, x in noise.items()}, 0.8, words, guidance)
+        alone = GuidedModel(models["2"], one, words, guidance).predict({n: x[i : i + 1] for n, x in noise.items()}, 0.8)
         for name in both:
             torch.testing.assert_close(both[name][i : i + 1], alone[name], atol=1e-4, rtol=1e-4)
 
@@ -314,7 +314,7 @@ def test_every_seed_counts_and_zero_is_one_of_them(models):
 def test_the_model_is_asked_in_evaluation_mode_and_left_as_it_was(training):
     model = Toy().train(training)
     streams = read_streams(TEXT_TO_VIDEO, make_record())
-    denoise(model, streams, make_prompt(), [1.0, 0.5, 0.0])
+    denoise(GuidedModel(model, streams, make_prompt()), [1.0, 0.5, 0.0])
     assert model.modes == [False, False] and model.training == training
 
     def broken(seen, perturbations):
@@ -322,7 +322,7 @@ def test_the_model_is_asked_in_evaluation_mode_and_left_as_it_was(training):
 
     model = Toy(broken).train(training)
     with pytest.raises(RuntimeError, match="out of memory"):
-        denoise(model, streams, make_prompt(), [1.0, 0.0])
+        denoise(GuidedModel(model, streams, make_prompt()), [1.0, 0.0])
     assert model.training == training
 
 

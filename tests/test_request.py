@@ -9,7 +9,7 @@ from ltx_nb.conditions import Condition
 from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
 from ltx_nb.data.prepare import encode_pictures, encode_sound
 from ltx_nb.latents import audio_latent_length
-from ltx_nb.request import FROZEN, Request, beside, encode_media, encoders_needed, read_media
+from ltx_nb.request import FROZEN, Request, beside, encode_media, read_media
 from ltx_nb.strategies import read_streams
 from ltx_nb.tiny.checkpoint import tiny_checkpoint
 from ltx_nb.tiny.measure import load_world_model
@@ -43,7 +43,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoders():
     parts = load_world_model(tiny_checkpoint())
-    return parts.video_vae_encoder, parts.audio_vae_encoder
+    return {"video": parts.video_vae_encoder, "audio": parts.audio_vae_encoder}
 
 
 def ask(files, *conditions, **options):
@@ -55,9 +55,9 @@ def ask(files, *conditions, **options):
 def whole(files, encoders, stream, name):
     "Latents of all of a film, or of all of a sound."
     if stream == "video":
-        return encode_pictures(encoders[0], read_video(files / name, 0, FRAMES, FPS, (WIDTH, HEIGHT), False))[0]["latents"].float()
+        return encode_pictures(encoders["video"], read_video(files / name, 0, FRAMES, FPS, (WIDTH, HEIGHT), False))[0]["latents"].float()
     seconds = Fraction(FRAMES, FPS)
-    return encode_sound(encoders[1], *read_sound(files / name, 0, seconds), seconds)[0]["latents"]
+    return encode_sound(encoders["audio"], *read_sound(files / name, 0, seconds), seconds)[0]["latents"]
 
 
 def given_cells(media, record):
@@ -88,7 +88,7 @@ INSIDE = [
 def test_what_is_given_has_the_latents_of_the_whole_clip(files, encoders, condition, stream, count):
     "W52-W57: a validation clip and a training clip are the same record."
     media = read_media(ask(files, condition))
-    record = encode_media(media, *encoders)
+    record = encode_media(media, encoders)
     latents, given = given_cells(media, record)[stream]
     per_token = 1 if stream == "video" else latents.shape[-1]
     assert int(given.sum()) == count * per_token
@@ -127,7 +127,7 @@ def test_a_mask_of_pictures_may_not_be_seconds(files):
 def test_a_reference_keeps_its_own_record(files, encoders):
     condition = {"type": "reference", "video": "film.mp4", "downscale_factor": 2, "temporal_scale_factor": 2}
     media = read_media(ask(files, condition, {"type": "reference", "audio": "sound.wav"}))
-    record = encode_media(media, *encoders)
+    record = encode_media(media, encoders)
     assert record["reference_latents"]["latents"].shape == (1, 128, 2, 1, 1)
     assert record["reference_latents"]["fps"].tolist() == [FPS / 2]
     assert record["reference_audio_latents"]["latents"].shape == (1, 8, STEPS, 16)
@@ -144,7 +144,7 @@ def test_the_order_of_conditions_does_not_matter(files, encoders, first):
         {"type": "reference", "video": "film.mp4"}, {"type": "suffix", "video": "long.mp4", "num_frames": 8},
     ]  # fmt: skip
     turned = conditions[2:] + conditions[:2] if first else conditions[::-1]
-    one, other = (encode_media(read_media(ask(files, *order)), *encoders) for order in (conditions, turned))
+    one, other = (encode_media(read_media(ask(files, *order)), encoders) for order in (conditions, turned))
     for folder in ("latents", "reference_latents", "video_masks"):
         key = "mask" if folder == "video_masks" else "latents"
         assert torch.equal(one[folder][key], other[folder][key])
@@ -153,7 +153,7 @@ def test_the_order_of_conditions_does_not_matter(files, encoders, first):
 def test_two_masks_and_two_references_do_not_meet(files, encoders):
     (files / "end.txt").write_text("1.0-1.2")
     media = read_media(ask(files, *[{"type": "mask", "audio": "sound.wav", "mask": f"{name}.txt"} for name in ("middle", "end")]))
-    record = encode_media(media, *encoders)
+    record = encode_media(media, encoders)
     assert record["audio_masks"]["mask"].sum() + record["audio_masks_2"]["mask"].sum() == given_cells(media, record)["audio"][1][:, 0].sum()
 
 
@@ -239,7 +239,7 @@ def test_a_frozen_stream_is_there_whatever_was_asked(files, condition):
     for wanted in (True, False):
         media = read_media(ask(files, {"type": condition, key: "film.mp4"}, **{frozen: wanted}))
         assert media.request.streams[frozen] == "frozen"
-        assert not getattr(media.plan, frozen).is_generated and encoders_needed([media]) == {frozen}
+        assert not getattr(media.plan, frozen).is_generated and [part.stream for part in media.parts] == [frozen]
 
 
 def test_a_frozen_sound_that_is_short_is_followed_by_silence(files):
@@ -253,8 +253,8 @@ def test_mono_becomes_stereo_as_in_a_preparation(files, encoders):
     sound, rate = read_sound(files / "sound.wav")
     write_sound(files / "mono.wav", sound[:1], rate)
     media = read_media(ask(files, {"type": "audio_to_video", "audio": "mono.wav"}))
-    record = encode_media(media, *encoders)
-    both, _ = encode_sound(encoders[1], sound[:1].expand(2, -1), rate, Fraction(FRAMES, FPS))
+    record = encode_media(media, encoders)
+    both, _ = encode_sound(encoders["audio"], sound[:1].expand(2, -1), rate, Fraction(FRAMES, FPS))
     assert torch.allclose(record["audio_latents"]["latents"][0], both["latents"], atol=0.02)
 
 
