@@ -2005,10 +2005,6 @@ def plan_notes(
     "What one may not have expected of a valid configuration."
     c, notes = config, []
     steps, interval, made = counted(c.optimization.steps, "step"), c.validation.interval, kept_samples(c.validation)
-    if c.acceleration.offload_optimizer_during_validation:
-        notes.append(
-            "acceleration.offload_optimizer_during_validation has no effect in this version: the optimizer stays where it is"
-        )
     if made and interval > c.optimization.steps:
         notes.append(f"validation.interval is {interval}, the run has {steps}: no samples of the trained model")
     if c.data.held_out and interval is None:

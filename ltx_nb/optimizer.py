@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'parameter_name', 'parameter_groups', 'make_optimizer', 'set_rates', 'load_optimizer_state',
-           'WeightAverage']
+           'offloaded', 'WeightAverage']
 
 # %% ../nbs/5_training/03_optimizer.ipynb #9af2f024
 import contextlib
@@ -115,6 +115,24 @@ def load_optimizer_state(
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
+
+# %% ../nbs/5_training/03_optimizer.ipynb #afc8025f
+@contextlib.contextmanager
+def offloaded(
+    optimizer: torch.optim.Optimizer,  # whose state is on a GPU
+) -> Iterator[None]:
+    "The optimizer's state waits in host memory, for the length of a `with` block."
+    moved = []
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.device.type != "cpu":
+                moved.append((state, name, value.device))
+                state[name] = value.cpu()
+    try:
+        yield
+    finally:
+        for state, name, device in moved:
+            state[name] = state[name].to(device)
 
 # %% ../nbs/5_training/03_optimizer.ipynb #54553269
 class WeightAverage:

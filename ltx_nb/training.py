@@ -40,7 +40,7 @@ from .loading import CheckpointError, few, load_embeddings_processor, load_trans
 from .lora import adapted_modules, add_lora, export_lora, load_lora, lora_layers, lora_metadata
 from .model.text import EmbeddingsProcessor, read_caption_record
 from .model.transformer import LTXModel
-from .optimizer import WeightAverage, load_optimizer_state, make_optimizer, parameter_groups, set_rates
+from .optimizer import WeightAverage, load_optimizer_state, make_optimizer, offloaded, parameter_groups, set_rates
 from .processes import Processes, check_distribution
 from .progress import Progress, make_progress
 from .quantization import memory_note
@@ -827,7 +827,8 @@ class LtxvTrainer(Run):
             return []
         model = self.accelerator.unwrap_model(self.model)
         rank, count = self.processes.rank, self.processes.count
-        with self.averaged():
+        offload = self.config.acceleration.offload_optimizer_during_validation
+        with self.averaged(), offloaded(self.optimizer.optimizer) if offload else contextlib.nullcontext():
             mine = self.validation.run(model, self.step, self.precision.autocast(self.device), slice(rank, None, count))
         dealt = self.processes.gather(mine)
         files = [dealt[number % count][number // count] for number in range(len(self.validation.requests))]

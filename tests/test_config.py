@@ -1122,7 +1122,6 @@ def test_plan_says_the_same_in_text_html_and_terminal():
     [
         ({"optimization.steps": 50}, "no samples of the trained model"),
         ({"optimization.steps": 1}, "the run has 1 step:"),
-        ({"acceleration.offload_optimizer_during_validation": True}, "has no effect in this version"),
         ({"model.training_mode": "full"}, "lora is ignored"),
         ({"lora.target_modules": ["to_k", "audio_attn1.to_k"], "training_strategy.audio": None}, "audio_attn1.to_k"),
         (

@@ -12,7 +12,7 @@ from ltx_nb.data.store import collate
 from ltx_nb.latents import ConfigError
 from ltx_nb.loading import load_transformer
 from ltx_nb.lora import add_lora, load_lora, read_lora
-from ltx_nb.optimizer import WeightAverage, learning_rate, make_optimizer, parameter_groups, set_rates
+from ltx_nb.optimizer import WeightAverage, learning_rate, make_optimizer, offloaded, parameter_groups, set_rates
 from ltx_nb.training import held_out_losses
 
 RATE, DECAY = 3e-3, 0.6
@@ -272,3 +272,32 @@ def test_other_groups_need_a_new_optimizer(place, averaged, tmp_path):
     trainer, later = train(place, tmp_path, **more, **groups)
     assert "optimization.parameter_groups" in told(trainer) and "needs a new optimizer" in told(trainer)
     assert [report.step for report in later] == [N + 1, 2 * N]
+
+
+# in host memory
+
+
+def test_a_run_whose_optimizer_waits_elsewhere_is_the_same_run(place, tmp_path):
+    sampled = {"validation__interval": 1, "validation__samples": [{"prompt": "a"}], "validation__skip_initial_validation": True}
+    runs = []
+    for offload in (True, False):
+        option = {"acceleration__offload_optimizer_during_validation": offload}
+        trainer, reports = train(place, tmp_path / str(offload), optimization__steps=N, **sampled, **option)
+        runs.append((trained(trainer), [path.read_bytes() for report in reports for path in report.samples]))
+    assert same(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1] and len(runs[0][1]) == N
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
+def test_state_waits_in_host_memory_and_comes_back(kind):
+    weights = {"w": torch.nn.Parameter(torch.ones(128, 128, device="cuda"))}
+    optimizer = make_optimizer(weights, OptimizationConfig(optimizer_type=kind))
+    weights["w"].grad = torch.randn(128, 128, device="cuda")
+    optimizer.step()
+    tensors = lambda: [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    before = [value.clone() for value in tensors()]
+    with pytest.raises(RuntimeError, match="on purpose"), offloaded(optimizer):
+        assert {value.device.type for value in tensors()} == {"cpu"}
+        raise RuntimeError("on purpose")
+    assert all(torch.equal(one, other) and one.device == other.device for one, other in zip(before, tensors(), strict=True))
+    optimizer.step()
