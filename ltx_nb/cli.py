@@ -405,6 +405,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for everything that is made")] = Path("outputs/demo"),
     steps: Annotated[int | None, typer.Option(help="training steps; those of tiny_lesson if not given")] = None,
     concept: Annotated[str, typer.Option(help="orange or pink")] = "orange",
+    clips: Annotated[int, typer.Option(min=8, help="of the new colour to film; half as many of the others")] = 72,
     questions: Annotated[int, typer.Option(help="of each kind in the exam")] = 32,
     progress: Quiet = "auto",
 ) -> int:
@@ -421,10 +422,10 @@ def demo(
     with make_progress(progress) as shown:
         with shown.phase(f"Filming {concept} shapes"):
             tiny = tiny_checkpoint()
-            write_lesson(output / "clips" / concept, concept)
+            write_lesson(output / "clips" / concept, concept, clips, clips // 2)
             shown.file(output / "clips" / concept)
         report = run_prepare(
-            output / "clips" / concept, output / "data" / concept, tiny.model, tiny.text_encoder,
+            output / "clips" / concept / "dataset.csv", output / "data" / concept, tiny.model, tiny.text_encoder,
             resolution_buckets="64x64x17", prune=True, progress=shown,
         )  # fmt: skip
         models = {"before": load_world_model(tiny)}

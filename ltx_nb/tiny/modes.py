@@ -135,7 +135,7 @@ class Lesson:
     made: tuple[float, float] | None = None  # change of tone: the share of the clip that is made
     changes: tuple[tuple[str, object], ...] = ()  # to the configuration
     smaller: int = 2  # answer: how much smaller a reference picture is
-    steps: int = 200  # of training
+    steps: int = 100  # of training
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -154,18 +154,18 @@ LESSONS = {
     "text to video with sound": Lesson("t2v_lora", "colour", ("colour", "pitch"), True),
     "text to video with sound, full": Lesson(
         "t2v_lora", "colour", ("colour", "pitch"), True,
-        changes=(("model.training_mode", "full"), ("lora", None), ("optimization.learning_rate", 5e-4)),
+        changes=(("model.training_mode", "full"), ("lora", None), ("optimization.learning_rate", 7e-4)),
     ),
-    "image to video": Lesson("i2v_lora", "colour", ("pitch",), changes=((f"{_video}probability", 1.0),), steps=350),
-    "video extension forward": Lesson("video_extend_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 2),), steps=350),
-    "video extension backward": Lesson("video_suffix_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 1),), steps=500),
+    "image to video": Lesson("i2v_lora", "colour", ("pitch",), changes=((f"{_video}probability", 1.0),), steps=175),
+    "video extension forward": Lesson("video_extend_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 2),), steps=175),
+    "video extension backward": Lesson("video_suffix_lora", "colour", ("pitch",), changes=((f"{_video}temporal_boundary", 1),), steps=250),
     "video inpainting": Lesson("video_inpainting_lora", "change", ("colour",), kept=LEFT),
     "video outpainting": Lesson(
         "video_outpainting_lora", "change", ("colour",), kept=TOP, changes=((f"{_video}spatial_region", [0, 0, 32, 64]),)
     ),
-    "V2V IC-LoRA": Lesson("v2v_ic_lora", "answer", ("colour",), steps=500),
+    "V2V IC-LoRA": Lesson("v2v_ic_lora", "answer", ("colour",), steps=250),
     "audio to video": Lesson("a2v_lora", "colour", ("colour",)),
-    "video to audio": Lesson("v2a_lora", "colour", ("pitch",), steps=300),
+    "video to audio": Lesson("v2a_lora", "colour", ("pitch",), steps=150),
     "text to audio": Lesson("t2a_lora", "colour", ("pitch",), True),
     "audio extension forward": Lesson(
         "audio_extend_lora", "change", ("pitch",), made=(GIVEN, 1.0), changes=((f"{_audio}temporal_boundary", 17),)
@@ -175,7 +175,7 @@ LESSONS = {
     ),
     "audio inpainting": Lesson("audio_inpainting_lora", "change", ("pitch",), made=MIDDLE),
     "A2A IC-LoRA": Lesson("a2a_ic_lora", "answer", ("pitch",)),
-    "AV2AV IC-LoRA": Lesson("av2av_ic_lora", "answer", ("colour", "pitch"), steps=120),
+    "AV2AV IC-LoRA": Lesson("av2av_ic_lora", "answer", ("colour", "pitch"), steps=70),
 }  # fmt: skip
 
 
@@ -331,8 +331,8 @@ def lesson_config(
         {
             "model.model_path": str(checkpoint.model), "model.text_encoder_path": str(checkpoint.text_encoder),
             "data.preprocessed_data_root": str(data), "data.num_dataloader_workers": 0, "output_dir": str(output),
-            "lora.rank": 16, "lora.alpha": 16, "optimization.learning_rate": 3e-3, "optimization.steps": steps,
-            "optimization.batch_size": 4, "optimization.scheduler_type": "cosine",
+            "lora.rank": 16, "lora.alpha": 16, "optimization.learning_rate": 4e-3, "optimization.steps": steps,
+            "optimization.batch_size": 8, "optimization.scheduler_type": "cosine",
             "optimization.enable_gradient_checkpointing": False, "acceleration.mixed_precision_mode": "no",
             "validation.samples": [], "validation.interval": None, "checkpoints.interval": None, "checkpoints.precision": "float32",
             **dict(lesson.changes),
