@@ -448,7 +448,8 @@ def demo(
         models["after"] = load_world_model(tiny, result.checkpoint)
         examine("after")
         with shown.phase("Comparing"):
-            kinds = {f"{concept} clips": unseen(models["before"], f"{concept}_held_out"), "known clips": unseen(models["before"], "base")}
+            kinds = {f"{concept} clips": f"{concept}_held_out", "known clips": "base"}
+            kinds = {kind: unseen(models["before"], split, 12) for kind, split in kinds.items()}
             losses = {kind: paired_losses(models, *clips) for kind, clips in kinds.items()}
             shown.file(contact_sheet(sheets, texts, output / "before_after.png"))
             for name in models:

@@ -12,7 +12,7 @@ import gc
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -292,10 +292,7 @@ def samples_of(
     factors: ScaleFactors = ScaleFactors(),  # pixels per latent cell
 ) -> list[Media]:  # raises ValueError, with the number of the sample
     "The samples that a run generates, with what they give."
-    fields = "video_cfg_scale", "audio_cfg_scale", "video_stg_scale", "audio_stg_scale", "guidance_rescale"
-    fields += "video_modality_guidance_scale", "audio_modality_guidance_scale"
-    blocks = None if config.stg_blocks is None else tuple(config.stg_blocks)
-    guidance = Guidance(**{name: getattr(config, name) for name in fields}, stg_blocks=blocks)
+    guidance = Guidance(**{field.name: getattr(config, field.name) for field in fields(Guidance)})
     samples = []
     for number, sample in kept_samples(config).items():
         seed = config.seed if sample.seed is None else sample.seed
