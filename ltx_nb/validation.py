@@ -218,10 +218,10 @@ def follow_lora(
 
 
 def generate(
-    prompt: str,  # what is seen and heard
+    prompt: str | Sequence[Request],  # what is seen and heard; or whole requests, for which everything is loaded once
     model: str | Path,  # a unified checkpoint
     text_encoder: str | Path,  # a Gemma folder
-    output: str | Path | None = None,  # where to write; None only returns the clip
+    output: str | Path | Sequence[str | Path] | None = None,  # where to write, a path for each request; None only returns the clip
     lora: str | Path | None = None,  # a LoRA file
     lora_strength: float = 1.0,  # 1 applies it as trained
     transformer: str | Path | None = None,  # weights of full fine-tuning, in place of the checkpoint's own
@@ -230,21 +230,27 @@ def generate(
     load_text_encoder_in_8bit: bool = False,  # Gemma at half the memory; needs CUDA
     quantization: str | None = None,  # what the transformer's large weights are kept in, such as "int8"
     progress: Progress | None = None,  # None shows nothing
-    **options,  # the other fields of `Request`
-) -> Generated:
+    **options,  # with a prompt: the other fields of `Request`
+) -> Generated | list[Generated]:  # a list for requests
     "A prompt to a clip with sound."
-    request = Request(prompt, **options)
+    requests = [Request(prompt, **options)] if isinstance(prompt, str) else list(prompt)
+    outputs = [output] if output is None or isinstance(output, (str, Path)) else list(output)
+    outputs = outputs * len(requests) if output is None else outputs
+    if len(outputs) != len(requests):
+        raise ValueError(f"{len(requests)} requests and {len(outputs)} outputs: give each request a path, or none at all")
+    if options and not isinstance(prompt, str):
+        raise ValueError(f"{', '.join(options)} belong into each Request where requests are given")
     if lora is not None:
-        request = follow_lora(request, lora)
+        requests = [follow_lora(request, lora) for request in requests]
     factors = ScaleFactors.from_config(read_header(model))
-    media = read_media(request, factors)
+    media = [read_media(request, factors) for request in requests]
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     progress = progress or make_progress("none")
     with progress.phase("Reading the prompt"):
-        contexts = encode_prompts(texts_of([request]), model, text_encoder, device, dtype, load_text_encoder_in_8bit)
-    with progress.phase("Encoding what is given") if media.parts else contextlib.nullcontext():
-        (record,) = encode_given([media], model, device, dtype, factors)
+        contexts = encode_prompts(texts_of(requests), model, text_encoder, device, dtype, load_text_encoder_in_8bit)
+    with progress.phase("Encoding what is given") if any(each.parts for each in media) else contextlib.nullcontext():
+        records = encode_given(media, model, device, dtype, factors)
 
     def load() -> LTXModel:
         with progress.phase("Loading the transformer"):
@@ -256,12 +262,14 @@ def generate(
         return loaded
 
     with Loaded(device, transformer=load) as parts:
-        latents = walk(parts["transformer"], media, record, contexts, device, dtype, factors, progress)
+        how = contexts, device, dtype, factors, progress
+        walked = [(each, walk(parts["transformer"], each, record, *how)) for each, record in zip(media, records, strict=True)]
     with progress.phase("Decoding"):
-        (made,) = decode_latents([(media, latents)], model, device, dtype)
-        if output is not None:
-            progress.file(made.save(output))
-    return made
+        made = decode_latents(walked, model, device, dtype)
+        for clip, path in zip(made, outputs, strict=True):
+            if path is not None:
+                progress.file(clip.save(path))
+    return made[0] if isinstance(prompt, str) else made
 
 
 def walk(

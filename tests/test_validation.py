@@ -115,6 +115,21 @@ def test_the_seed_decides_and_zero_is_a_seed(place):
         assert not torch.equal(clip.frames, other.frames) and not torch.equal(clip.sound, other.sound)
 
 
+def test_several_requests_are_the_clips_of_each_alone(place, tmp_path):
+    requests = [Request(PROMPT, **SMALL), Request("a drum", **SMALL | SILENT | {"frames": 17, "seed": 3})]
+    made = generate(requests, place.model, place.text_encoder, [tmp_path / "one", tmp_path / "two"])
+    alone = make(place), generate("a drum", place.model, place.text_encoder, **SMALL | SILENT | {"frames": 17, "seed": 3})
+    for one, other in zip(made, alone, strict=True):
+        assert torch.equal(one.frames, other.frames) and (one.sound is None) == (other.sound is None)
+    assert torch.equal(made[0].sound, alone[0].sound) and sorted(path.name for path in tmp_path.iterdir()) == ["one.mp4", "two.mp4"]
+
+
+@pytest.mark.parametrize(("more", "message"), [({"output": ["a"]}, "2 requests and 1 outputs"), ({"seed": 1}, "seed belong into each Request")])
+def test_requests_and_outputs_have_to_go_together(place, more, message):
+    with pytest.raises(ValueError, match=message):
+        generate([Request(PROMPT, **SMALL)] * 2, place.model, place.text_encoder, **more)
+
+
 def test_an_older_decoder_that_adds_noise_follows_the_seed_too(place, tmp_path):
     header = read_header(place.model)
     header["vae"]["timestep_conditioning"] = True
