@@ -16,7 +16,7 @@ from ltx_nb.tiny.world import ATTRIBUTES, captions, sample_scenes
 LARGEST = 18e6  # bytes that the packaged checkpoint may have
 CHANCE = 0.25  # of a right answer without having been taught: one of seven colours or pitches, and some luck
 GAIN = 0.3  # what a lesson has to bring, beyond what was there and beyond what the control shows
-QUESTIONS = 32
+QUESTIONS = 20
 IN_TUTORIALS = {  # taught, examined and asserted there, with a control
     "text to video with sound", "image to video", "video inpainting", "V2V IC-LoRA", "audio inpainting", "audio to video",
 }  # fmt: skip
