@@ -164,6 +164,8 @@ class GuidedModel:
 
     def fits_together(self, calls: int) -> bool:
         "Whether so many calls may be one."
+        if hasattr(self.model, "reshard"):  # split over processes, which have to make the same calls with whatever memory is free
+            return False
         tokens = calls * sum(t.given.numel() for t in self.streams.values())
         device = next(iter(self.streams.values())).clean.device
         if device.type != "cuda":

@@ -167,12 +167,14 @@ class WeightAverage:
             self._change_places()
 
     def _change_places(self) -> None:
-        for name, p in self.parameters.items():
-            p.data, self.weights[name] = self.weights[name], p.data
+        for name, p in self.parameters.items():  # in place: a model that is split keeps other views of the same memory
+            kept = p.detach().clone()
+            p.data.copy_(self.weights[name])
+            self.weights[name].copy_(kept)
 
     def state_dict(self) -> dict:
         "Everything that a resumed run needs."
-        return {"updates": self.updates, "weights": {name: weight.cpu() for name, weight in self.weights.items()}}
+        return {"updates": self.updates, "weights": {name: weight.to("cpu", copy=True) for name, weight in self.weights.items()}}
 
     @torch.no_grad()
     def load_state_dict(

@@ -7,10 +7,10 @@ __all__ = ['COMPUTE_DTYPES', 'HELD_OUT_LEVELS', 'connector_dtype', 'contexts_of'
            'scale_of', 'Precision', 'trained_parameters', 'check_names', 'model_to_train', 'full_weights',
            'load_full_weights', 'sample_losses', 'StepReport', 'losses_by_level', 'held_out_samples', 'FixedLevel',
            'held_out_losses', 'paired_change', 'HeldOut', 'without_adapters', 'rehearse', 'check_masks',
-           'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data', 'loader_of', 'load_model',
-           'facts_of', 'state_of', 'save_run', 'write_run', 'restore_state', 'resume_run', 'gather_gradients',
-           'step_of', 'check_finite', 'measure_run', 'look_at_start', 'look_after_step', 'TrainingResult',
-           'train_to_the_end', 'LtxvTrainer']
+           'make_accelerator', 'open_dataset', 'encode_empty_caption', 'Run', 'load_data', 'loader_of',
+           'compile_options', 'load_model', 'facts_of', 'state_of', 'weights_of', 'save_run', 'restore_state',
+           'resume_run', 'gather_gradients', 'step_of', 'check_finite', 'measure_run', 'look_at_start',
+           'look_after_step', 'TrainingResult', 'train_to_the_end', 'LtxvTrainer']
 
 # %% ../nbs/5_training/04_training.ipynb #5206ca22
 import contextlib
@@ -20,8 +20,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,21 +31,22 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from .checkpoints import TrainingState, capture_random_state, find_checkpoint, fingerprint_differences, load_training_state
+from .checkpoints import PRECISIONS, TrainingState, capture_random_state, find_checkpoint, fingerprint_differences, load_training_state
 from .checkpoints import restore_random_state, resume_fingerprint, save_checkpoint, stop_on_signals
 from .config import LtxTrainerConfig, check_files, save_config
 from .data.store import BucketedSampler, PrecomputedDataset, check_checkpoint, checkpoint_identity, collate
 from .data.store import fingerprint, group_by_shape, read_record, record_path, write_json, write_record
 from .latents import ConfigError, ScaleFactors
-from .loading import CheckpointError, few, load_embeddings_processor, load_transformer, read_header, read_metadata
+from .loading import CheckpointError, few, load_embeddings_processor, load_transformer, read_header, read_metadata, rows_here
 from .lora import adapted_modules, add_lora, export_lora, load_lora, lora_layers, lora_metadata
 from .model.text import EmbeddingsProcessor, read_caption_record
-from .model.transformer import LTXModel
+from .model.transformer import LTXModel, compile_blocks
 from .optimizer import WeightAverage, load_optimizer_state, make_optimizer, offloaded, parameter_groups, set_rates
 from .processes import Processes, check_distribution
 from .progress import Progress, make_progress
 from .quantization import memory_note
 from .samplers import get_timestep_sampler
+from .sharding import Shards, check_split, split_model
 from .strategies import ModelInputs, TrainingStrategy, get_training_strategy
 from .validation import ValidationRunner, encode_prompts
 
@@ -168,10 +170,11 @@ def check_names(
 def model_to_train(
     config: LtxTrainerConfig,  # of the run
     device: torch.device | str = "cpu",  # where it goes
+    distribute: Callable[[nn.Module], None] | None = None,  # splits the empty model over several processes
 ) -> LTXModel:  # in training mode; only what is trained requires gradients
     "The transformer, with adapters or unfrozen."
-    quantization = config.acceleration.quantization
-    model = load_transformer(config.model.model_path, device, Precision.of(config).weights, quantization=quantization)
+    how = {"quantization": config.acceleration.quantization, "distribute": distribute}
+    model = load_transformer(config.model.model_path, device, Precision.of(config).weights, **how)
     model.gradient_checkpointing = config.optimization.enable_gradient_checkpointing
     torch.manual_seed(config.seed)
     if config.model.training_mode == "lora":
@@ -182,11 +185,11 @@ def model_to_train(
 
 # %% ../nbs/5_training/04_training.ipynb #c98f8544
 def full_weights(
-    model: LTXModel,  # fully trained
+    weights: Mapping[str, Tensor],  # `state_dict()` of a fully trained `LTXModel`
 ) -> dict[str, Tensor]:
     "The transformer's weights under their official names."
     prefix = next(iter(LTXModel.CHECKPOINT_KEYS))
-    return {f"{prefix}{name}": tensor.detach() for name, tensor in model.state_dict().items()}
+    return {f"{prefix}{name}": tensor.detach() for name, tensor in weights.items()}
 
 
 def load_full_weights(
@@ -202,7 +205,8 @@ def load_full_weights(
             raise CheckpointError(f"{path} holds another model: {few(found.keys() ^ own.keys())} are in one of both only")
         with torch.no_grad():
             for name, target in own.items():
-                target.copy_(file.get_tensor(found[name]))
+                here = target.to_local() if hasattr(target, "to_local") else target
+                here.copy_(file.get_tensor(found[name])[rows_here(target)])
 
 # %% ../nbs/5_training/04_training.ipynb #00296934
 def sample_losses(
@@ -459,6 +463,8 @@ class Run:
     ):
         self.config, self.accelerator, self.precision = check_files(config), make_accelerator(device), Precision.of(config)
         self.device, self.processes = self.accelerator.device, Processes(self.accelerator)
+        if self.processes.split:
+            check_split(config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.compute is torch.float16)
         first = self.processes.rank == 0
         self.progress = progress if progress and first else make_progress(enabled=first)
@@ -519,21 +525,35 @@ def loader_of(run: Run) -> Iterator[dict]:
     return iter(DataLoader(run.trained_samples, batch_sampler=run.sampler, collate_fn=collate, generator=torch.Generator(), **options))
 
 # %% ../nbs/5_training/04_training.ipynb #33940152
+def compile_options(
+    accelerator: Accelerator,  # as it was launched
+) -> dict | None:  # for `compile_blocks`; None where nothing is to be compiled
+    "What the launch says about `torch.compile`."
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.backend.value == "NO":
+        return None
+    said = plugin.to_kwargs()
+    return said | {"dynamic": None if said.get("dynamic") else False}  # clips of several sizes: see `compile_blocks`
+
+
 def load_model(run: Run) -> None:
     "The transformer, its optimizer, and the randomness of the run."
-    config = run.config
-    model = model_to_train(config, run.device)
+    config, sent = run.config, None if run.precision.compute == run.precision.weights else run.precision.inputs
+    model = model_to_train(config, run.device, partial(split_model, device=run.device, compute=sent) if run.processes.split else None)
     if quantization := config.acceleration.quantization:
         remark = "; by this library's own code, optimum-quanto is not used" if quantization.endswith("-quanto") else ""
         run.progress.note(memory_note(model) + remark)
     check_captions(run.dataset, model)
-    run.parameters = trained_parameters(model)
+    run.shards = Shards(trained_parameters(model), run.processes)
+    run.parameters = run.shards.here
     optimizer = make_optimizer(run.parameters, config.optimization)
     run.base_fingerprint = fingerprint(config.model.model_path, tuple(LTXModel.CHECKPOINT_KEYS))
     run.generator = torch.Generator().manual_seed(config.seed + run.processes.rank)
     if run.processes.rank:
         torch.manual_seed(config.seed + run.processes.rank)  # of the adapters' dropout; the adapters themselves are the same
-    run.model = run.accelerator.prepare_model(model, evaluation_mode=True)  # without the wrapper, see `Processes`
+    run.model = model  # without Accelerate's wrapper, see `Processes`
+    if (options := compile_options(run.accelerator)) is not None:
+        compile_blocks(model, **options)
     run.optimizer = run.accelerator.prepare_optimizer(optimizer)
     decay = config.optimization.ema_decay
     run.average = WeightAverage(run.parameters, decay) if decay else None
@@ -555,39 +575,39 @@ def state_of(
     if mode == "off":
         return None
     keep = mode == "full" or run.config.model.training_mode == "lora"  # adapters are small, a whole model is not
+    gather = run.shards.gather
     return TrainingState(
         run.step,
-        run.optimizer.state_dict() if mode == "full" else None,
-        {name: p.detach().cpu() for name, p in run.parameters.items()} if keep else None,
+        run.shards.gather_optimizer(run.optimizer) if mode == "full" else None,
+        gather(run.parameters) if keep else None,
         run.sampler.state_dict(),
         random,
         run.config.model_dump(mode="json"),
         facts_of(run),
-        average=run.average.state_dict() if run.average and keep else None,
+        average={"updates": run.average.updates, "weights": gather(run.average.weights)} if run.average and keep else None,
     )
+
+
+def weights_of(
+    run: Run,
+) -> tuple[dict[str, Tensor], dict[str, str]]:  # under their official names, in the first process; and the file's header
+    "What others read."
+    config, model = run.config, run.model
+    base, said = Path(config.model.model_path).name, run.strategy.get_checkpoint_metadata() | {"training_mode": config.model.training_mode}
+    if config.model.training_mode == "lora":
+        return export_lora(model, torch.float32), lora_metadata(model, base, config.lora.target_modules, **said)
+    weights = full_weights(run.shards.gather(run.parameters, PRECISIONS[config.checkpoints.precision]))
+    return weights, read_metadata(config.model.model_path) | {"base_model": base} | said
 
 
 def save_run(run: Run) -> Path:  # the weights
     "Weights as others read them, and the state to go on from; every process takes part, the first one writes."
-    random = run.processes.gather(capture_random_state({"loop": run.generator}))
-    return run.processes.first(lambda: write_run(run, random))
-
-
-def write_run(
-    run: Run,
-    random: list[dict],  # the random numbers of every process
-) -> Path:  # the weights
-    "The files of a checkpoint."
-    config, model = run.config, run.accelerator.unwrap_model(run.model)
-    said = run.strategy.get_checkpoint_metadata() | {"training_mode": config.model.training_mode}
-    kind, base, keep = config.model.training_mode, Path(config.model.model_path).name, config.checkpoints
-    where, state = run.output / "checkpoints", state_of(run, random)
+    keep, kind, where = run.config.checkpoints, run.config.model.training_mode, run.output / "checkpoints"
+    state = state_of(run, run.processes.gather(capture_random_state({"loop": run.generator})))
     with run.averaged():
-        if kind == "lora":
-            weights, metadata = export_lora(model, torch.float32), lora_metadata(model, base, config.lora.target_modules, **said)
-        else:
-            weights, metadata = full_weights(model), read_metadata(config.model.model_path) | {"base_model": base} | said
-        return save_checkpoint(where, run.step, weights, metadata, state, keep.precision, keep.keep_last_n, kind).weights
+        weights, metadata = weights_of(run)
+    write = partial(save_checkpoint, where, run.step, weights, metadata, state, keep.precision, keep.keep_last_n, kind)
+    return run.processes.first(lambda: write().weights)
 
 # %% ../nbs/5_training/04_training.ipynb #5da1c2fe
 def restore_state(
@@ -605,15 +625,16 @@ def restore_state(
     if fits:
         with torch.no_grad():
             for key, weight in rescaled(state.master_weights).items():
-                run.parameters[key].copy_(weight)
+                run.parameters[key].copy_(run.shards.rows(key, weight))
     if run.average:
         run.average.restart()
         if fits and state.average:
-            run.average.load_state_dict(state.average | {"weights": rescaled(state.average["weights"])})
+            kept = {key: run.shards.rows(key, weight) for key, weight in rescaled(state.average["weights"]).items()}
+            run.average.load_state_dict(state.average | {"weights": kept})
         elif not fits:
             notes.append(f"{name} has no state of the average; it begins anew, with the weights of that file")
     if state.optimizer and not blocked:
-        load_optimizer_state(run.optimizer, state.optimizer)
+        load_optimizer_state(run.optimizer, run.shards.split_optimizer(run.optimizer, state.optimizer))
     if state.sampler and not blocked:
         try:
             run.sampler.load_state_dict(state.sampler)
@@ -633,7 +654,7 @@ def resume_run(
     "Weights from a checkpoint, and all the rest of it that fits."
     found, steps = find_checkpoint(path), run.config.optimization.steps
     load = load_lora if run.config.model.training_mode == "lora" else load_full_weights
-    load(run.accelerator.unwrap_model(run.model), found.weights)
+    load(run.model, found.weights)
     if run.config.checkpoints.no_resume:
         if run.average:
             run.average.restart()
@@ -671,7 +692,7 @@ def gather_gradients(
             sums[name] = sums.get(name, 0.0) + value.detach() / parts
         for name, each in streams.items():
             draws.setdefault(name, []).append(torch.stack([getattr(inputs, name).sigma, each.detach()], 1))
-    run.processes.average_gradients(list(run.parameters.values()))
+    run.shards.exchange_gradients()
     means = dict(zip(sums, run.processes.average(list(sums.values())), strict=True))
     return means, {name: run.accelerator.gather(torch.cat(each)) for name, each in draws.items()}
 
@@ -685,7 +706,7 @@ def step_of(
     rate = set_rates(optimizer, config, run.step)
     losses, draws = gather_gradients(run, batches)
     run.scaler.unscale_(optimizer.optimizer)
-    norm = run.accelerator.clip_grad_norm_(list(run.parameters.values()), config.max_grad_norm if config.max_grad_norm > 0 else math.inf)
+    norm = run.shards.clip_gradients(config.max_grad_norm if config.max_grad_norm > 0 else math.inf)
     run.scaler.step(optimizer.optimizer)
     run.scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -717,13 +738,14 @@ def measure_run(
     "The held-out loss of the weights as they are, or of those before the run."
     if not run.kept_out:
         return {}
+    first = run.processes.first
     if run.held_out is None:
         names, plan = [run.dataset.samples[i] for i in run.kept_out], run.config.training_strategy.model_dump(mode="json")
         facts = {"clips": names, "sigmas": list(HELD_OUT_LEVELS), "seed": run.config.seed, "weights": run.base_fingerprint, "strategy": plan}
         run.held_out = HeldOut(facts, run.output / "held_out.json", run.step)
-    if known := run.held_out.of(None if base else run.step):
+    if known := first(lambda: run.held_out.of(None if base else run.step)):
         return known["mean"]
-    model, lora = run.accelerator.unwrap_model(run.model), run.config.model.training_mode == "lora"
+    model, lora = run.model, run.config.model.training_mode == "lora"
     if base and not lora and run.config.model.load_checkpoint is not None:
         return {}  # its weights have gone, and no file tells
     with run.progress.phase("Measuring held-out clips", len(names := run.kept_out), "clip"):
@@ -733,10 +755,10 @@ def measure_run(
                 yield collate([run.dataset[index]])
                 run.progress.advance()
 
+        measure = lambda: held_out_losses(model, run.strategy, batches(), seed=run.config.seed, autocast=run.precision.autocast(run.device))
         with without_adapters(model) if base and lora else run.averaged():
-            autocast = run.precision.autocast(run.device)
-            losses = held_out_losses(model, run.strategy, batches(), seed=run.config.seed, autocast=autocast)
-    return run.held_out.add(0 if base else run.step, losses, base)
+            losses = measure() if run.processes.split else first(measure)  # a model that is split needs all processes
+    return first(lambda: run.held_out.add(0 if base else run.step, losses, base))
 
 # %% ../nbs/5_training/04_training.ipynb #24b69309
 def look_at_start(run: "LtxvTrainer") -> None:
@@ -825,19 +847,20 @@ class LtxvTrainer(Run):
         "Generate the samples of this step."
         if not self.validation.requests:
             return []
-        model = self.accelerator.unwrap_model(self.model)
-        rank, count = self.processes.rank, self.processes.count
+        rank, split = self.processes.rank, self.processes.split
+        dealers = 1 if split else self.processes.count  # a model that is split needs all processes for each sample
         offload = self.config.acceleration.offload_optimizer_during_validation
         with self.averaged(), offloaded(self.optimizer.optimizer) if offload else contextlib.nullcontext():
-            mine = self.validation.run(model, self.step, self.precision.autocast(self.device), slice(rank, None, count))
+            share, autocast = slice(rank % dealers, None, dealers), self.precision.autocast(self.device)
+            mine = self.validation.run(self.model, self.step, autocast, share, write=rank == 0 or not split)
         dealt = self.processes.gather(mine)
-        files = [dealt[number % count][number // count] for number in range(len(self.validation.requests))]
+        files = [dealt[number % dealers][number // dealers] for number in range(len(self.validation.requests))]
         self.samples += files
         return files
 
     def measure(self, base: bool = False) -> dict[str, float]:
         "The held-out losses of this step, or of the model before the run; nothing without held-out clips."
-        losses = self.processes.first(lambda: measure_run(self, base))
+        losses = measure_run(self, base)
         if self.progress.running and (not base or self.config.model.load_checkpoint is None):
             self.progress.log(**{f"held_out_{name}": value for name, value in losses.items()})
         return losses

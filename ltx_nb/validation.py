@@ -362,6 +362,7 @@ class ValidationRunner:
         step: int,  # for the file names
         autocast: contextlib.AbstractContextManager | None = None,  # for weights that are kept in float32
         share: slice = slice(None),  # which of the samples, where several processes do some each
+        write: bool = True,  # False: only take part, where a model is split over processes and another one writes
     ) -> list[Path]:  # the files
         "Generate the samples."
         transformer, walked, files = getattr(transformer, "module", transformer), [], []
@@ -372,7 +373,8 @@ class ValidationRunner:
                     latents = walk(transformer, media, record, self.contexts, self.device, self.dtype, self.factors, self.progress)
                 walked.append((media, latents))
                 self.progress.advance()
-            for (number, *_), made in zip(mine, decode_latents(walked, self.model, self.device, self.dtype), strict=True):
+            decoded = decode_latents(walked, self.model, self.device, self.dtype) if write else []
+            for (number, *_), made in zip(mine, decoded):
                 files.append(made.save(self.folder / f"step_{step:06d}_{number}"))
                 self.progress.file(files[-1])
         return files

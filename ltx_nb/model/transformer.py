@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'REQUIRED_OF_TWO_STREAMS', 'IF_PRESENT', 'ATTENTION_TYPES', 'KINDS', 'UNUSED', 'SKIPPABLE', 'DIRECTIONS',
-           'CROSS_TIMESTEPS', 'Modality', 'StreamConfig', 'TransformerConfig', 'read_config', 'distinct_levels',
-           'sinusoid', 'AdaLayerNormSingle', 'Modulation', 'FeedForward', 'CaptionProjection', 'needed_mask',
-           'context_bias', 'strength_bias', 'Perturbations', 'Stream', 'TransformerBlock', 'look_at_itself',
-           'look_at_caption', 'look_at_each_other', 'think', 'LTXModel', 'prepare_stream', 'check_inputs']
+           'CROSS_TIMESTEPS', 'GRAPHS', 'Modality', 'StreamConfig', 'TransformerConfig', 'read_config',
+           'distinct_levels', 'sinusoid', 'AdaLayerNormSingle', 'Modulation', 'FeedForward', 'CaptionProjection',
+           'needed_mask', 'context_bias', 'strength_bias', 'Perturbations', 'Stream', 'TransformerBlock',
+           'look_at_itself', 'look_at_caption', 'look_at_each_other', 'think', 'LTXModel', 'prepare_stream',
+           'check_inputs', 'compile_blocks']
 
 # %% ../../nbs/1_model/02_transformer.ipynb #dc7eae57
 import math
@@ -259,7 +260,8 @@ def _sum_by_row(grad: Tensor, index: Tensor | None, rows: int) -> Tensor:
 
 class _NormModulate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, index, eps, *vectors):  # vectors: shift, 1 + scale, shift, 1 + scale, ...
+    def forward(ctx, x, *given):  # index, eps, shift, 1 + scale, shift, 1 + scale, ...; torch.compile miscounts longer signatures
+        index, eps, *vectors = given
         normed, norm_scale = normalise(x, eps)
         ctx.save_for_backward(x, norm_scale, index, *vectors[1::2])
         pairs = zip(vectors[::2], vectors[1::2])
@@ -737,3 +739,16 @@ def _other_stream_keys(config: TransformerConfig) -> tuple[str, ...]:
         inside += ["audio_to_video_attn.", "video_to_audio_attn."]
     blocks = [f"transformer_blocks.{i}.{name}" for i in range(config.layers) for name in inside]
     return tuple(root + name for name in top + blocks)
+
+# %% ../../nbs/1_model/02_transformer.ipynb #126d4536
+GRAPHS = 64  # that may be compiled for a block: streams, masks, levels and guidance differ, with and without gradients
+
+
+def compile_blocks(
+    model: LTXModel,  # its blocks are replaced where they are; names of weights stay
+    **options,  # of `torch.compile`: backend, mode, fullgraph, dynamic
+) -> None:
+    "Have `torch.compile` make kernels for the blocks; it begins when they are first called."
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    for block in model.transformer_blocks:
+        block.forward = torch.compile(block.forward, **options)
