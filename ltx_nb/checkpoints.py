@@ -145,12 +145,14 @@ def _state_header(path: Path) -> dict:
 
 def read_training_state(
     path: Path | str,  # a training_state_step_*.safetensors file
-) -> TrainingState:  # tensors on the CPU, in memory of their own
+    mapped: bool = False,  # leave tensors in the file until they are used, where a process needs only rows of them
+) -> TrainingState:  # tensors on the CPU, in memory of their own unless `mapped`
     "Read a training state."
     try:
         with safe_open(path, "pt") as file:
             tree = json.loads((file.metadata() or {})[_STATE_KEY])["state"]
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = found if mapped else {name: tensor.clone() for name, tensor in found.items()}
         data = unpack(tree, tensors)
         known = {f.name for f in fields(TrainingState)}
         return TrainingState(**{name: value for name, value in data.items() if name in known})
@@ -307,12 +309,13 @@ def _prefer_complete(ranked: list[Checkpoint]) -> Checkpoint:
 
 def load_training_state(
     path: Path | str | Checkpoint,  # a checkpoint, or whatever `find_checkpoint` takes
+    mapped: bool = False,  # see `read_training_state`
 ) -> TrainingState:  # with only the step filled in where there is no state on disk
     "The state to resume from."
     checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     for note in checkpoint.notes:
         _log.warning("Resuming from %s: %s.", checkpoint.weights, note)
-    return TrainingState(checkpoint.step) if checkpoint.state is None else read_training_state(checkpoint.state)
+    return TrainingState(checkpoint.step) if checkpoint.state is None else read_training_state(checkpoint.state, mapped)
 
 # %% ../nbs/5_training/01_checkpoints.ipynb #2fb079df
 FINGERPRINT_SECTIONS = (

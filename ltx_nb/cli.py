@@ -10,6 +10,7 @@ __all__ = ['app', 'Model', 'TextEncoder', 'Device', 'Quiet', 'USER_ERRORS', 'OUT
 
 # %% ../nbs/7_tools/00_cli.ipynb #3de6b158
 import json
+import logging
 import os
 import sys
 import time
@@ -179,6 +180,7 @@ def train(
 
     if not (first := is_first_launched()):  # of several processes the first one speaks
         warnings.simplefilter("ignore")
+        logging.getLogger("ltx_nb").setLevel(logging.ERROR)
         progress = "none"
     changes = [*(overrides or []), *([f"model.load_checkpoint={json.dumps(str(resume.absolute()))}"] if resume else [])]
     settings = load_config(config, changes)

@@ -46,7 +46,7 @@ from .processes import Processes, check_distribution
 from .progress import Progress, make_progress
 from .quantization import memory_note
 from .samplers import get_timestep_sampler
-from .sharding import Shards, check_split, split_model
+from .sharding import Shards, check_split, split_model, split_note
 from .strategies import ModelInputs, TrainingStrategy, get_training_strategy
 from .validation import ValidationRunner, encode_prompts
 
@@ -546,6 +546,10 @@ def load_model(run: Run) -> None:
     check_captions(run.dataset, model)
     run.shards = Shards(trained_parameters(model), run.processes)
     run.parameters = run.shards.here
+    if run.processes.split:
+        run.progress.note(split_note(model, run.processes))
+    if run.shards.split and config.optimization.optimizer_type == "adamw8bit" and config.checkpoints.save_training_state == "full":
+        run.progress.note("The state of an 8-bit optimizer is not kept where a model is split: a resumed run begins with a new one.")
     optimizer = make_optimizer(run.parameters, config.optimization)
     run.base_fingerprint = fingerprint(config.model.model_path, tuple(LTXModel.CHECKPOINT_KEYS))
     run.generator = torch.Generator().manual_seed(config.seed + run.processes.rank)
@@ -606,8 +610,8 @@ def save_run(run: Run) -> Path:  # the weights
     state = state_of(run, run.processes.gather(capture_random_state({"loop": run.generator})))
     with run.averaged():
         weights, metadata = weights_of(run)
-    write = partial(save_checkpoint, where, run.step, weights, metadata, state, keep.precision, keep.keep_last_n, kind)
-    return run.processes.first(lambda: write().weights)
+        write = partial(save_checkpoint, where, run.step, weights, metadata, state, keep.precision, keep.keep_last_n, kind)
+        return run.processes.first(lambda: write().weights)
 
 # %% ../nbs/5_training/04_training.ipynb #5da1c2fe
 def restore_state(
@@ -660,12 +664,12 @@ def resume_run(
             run.average.restart()
         run.progress.note(f"Starting at step 0 from the weights of {found.weights.name} (no_resume).")
         return
-    state = load_training_state(found)
+    state = load_training_state(found, mapped=run.processes.split)
     restore_state(run, state, found.weights.name)
     if found.state and not state.optimizer:
         run.progress.note(
             f"{found.state.name} holds no optimizer state, so the optimizer starts anew; for an exact continuation "
-            "train with checkpoints.save_training_state: full"
+            "train with checkpoints.save_training_state: full (a split model: and optimizer_type: adamw)"
         )
     if run.step >= steps:
         raise ConfigError(

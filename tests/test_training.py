@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import (
@@ -38,7 +40,7 @@ from ltx_nb.model.text import caption_record
 from ltx_nb.optimizer import learning_rate, make_optimizer
 from ltx_nb.progress import Progress
 from ltx_nb.strategies import FlexibleStrategy, ModelInputs
-from ltx_nb.training import LtxvTrainer, StepReport, held_out_losses, held_out_samples
+from ltx_nb.training import LtxvTrainer, StepReport, compile_options, held_out_losses, held_out_samples
 from ltx_nb.training import losses_by_level, sample_losses, trained_parameters
 
 N = 2  # a whole run has 2N steps, an interrupted one N
@@ -543,6 +545,32 @@ def test_gradient_checkpointing_changes_nothing_but_memory(place, tmp_path, whol
     trainer, reports = train(place, tmp_path, **more, **DROPOUT)
     for ours, theirs in zip(reports, whole[1], strict=True):
         assert ours.numbers() == pytest.approx(theirs.numbers(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "options"),
+    [
+        ({}, None),
+        ({"backend": "inductor"}, {"backend": "inductor", "dynamic": False}),
+        ({"backend": "inductor", "dynamic": True, "use_regional_compilation": True}, {"backend": "inductor", "dynamic": None}),
+        ({"backend": "eager", "fullgraph": True, "mode": "max-autotune"}, {"backend": "eager", "fullgraph": True, "dynamic": False}),
+    ],
+)
+def test_what_a_launch_says_about_compiling(said, options):
+    found = compile_options(SimpleNamespace(state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(**said))))
+    assert found == options if options is None else options.items() <= found.items() and "use_regional_compilation" not in found
+
+
+def test_compiled_blocks_make_the_same_step_under_the_same_names(place, tmp_path, monkeypatch):
+    plain = make_trainer(place, tmp_path).load()
+    expected = next(plain.steps()).numbers()
+    compiled = make_trainer(place, tmp_path)
+    graphs = []
+    plugin = TorchDynamoPlugin(backend="eager", fullgraph=True)  # fullgraph: an error where something cannot be compiled
+    monkeypatch.setattr(compiled.accelerator.state, "dynamo_plugin", plugin)
+    monkeypatch.setattr(plugin, "to_kwargs", lambda: {"backend": lambda graph, _: graphs.append(graph) or graph.forward, "fullgraph": True})
+    assert next(compiled.load().steps()).numbers() == pytest.approx(expected, rel=1e-5)
+    assert list(compiled.parameters) == list(plain.parameters) and len(compiled.model.transformer_blocks) > len(graphs) == 2
 
 
 def test_eight_bit_optimizer(place, tmp_path):
