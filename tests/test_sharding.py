@@ -20,7 +20,7 @@ EXACT = FULL | {"checkpoints__save_training_state": "full", "optimization__enabl
 SHORT = {"optimization__steps": 1, "validation__samples": [], "acceleration__mixed_precision_mode": "bf16"}
 EIGHT_BIT = {"optimization__optimizer_type": "adamw8bit"}
 RUNS = {
-    "lora": OPTIONS, "full": EXACT, "resumed": EXACT | {"resume": "full"},
+    "lora": OPTIONS, "full": EXACT, "resumed": EXACT | {"resume": "full", "validation__samples": []},
     "lora_bf16": OPTIONS | SHORT, "full_bf16": EXACT | SHORT | EIGHT_BIT,
 }  # fmt: skip
 OWN = "noise", "weights", "average", "numbers", "frozen"  # what each process has of its own
