@@ -240,10 +240,10 @@ def mind_the_world(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what is seen and heard")],
+    prompt: Annotated[list[str], typer.Argument(help="what is seen and heard; several make a clip each")],
     model: Model,
     text_encoder: TextEncoder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="mp4, or wav without a picture")] = Path("out.mp4"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="mp4, or wav without a picture; several clips get numbers: out_1, out_2")] = Path("out.mp4"),
     lora: Annotated[str | None, typer.Option(help="LoRA file")] = None,
     lora_strength: Annotated[float, typer.Option(help="1 applies it as trained")] = 1.0,
     transformer: Annotated[str | None, typer.Option(help="weights of full fine-tuning, in place of the checkpoint's own")] = None,
@@ -252,7 +252,7 @@ def generate(
     height: Annotated[int, typer.Option(help="pixels, a multiple of 32")] = 544,
     frames: Annotated[int, typer.Option(help="8k + 1")] = 89,
     fps: Annotated[float, typer.Option(help="frames a second")] = 24.0,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same clip")] = 42,
+    seed: Annotated[list[int], typer.Option(help="the same seed gives the same clip; may be given several times, for as many clips of each prompt")] = [42],
     steps: Annotated[int, typer.Option(help="denoising steps")] = 30,
     guide: Annotated[bool, typer.Option("--guidance/--no-guidance", help="without it a step is one call instead of four")] = True,
     video: Annotated[bool, typer.Option(help="make a picture")] = True,
@@ -263,22 +263,28 @@ def generate(
     device: Device = None,
     progress: Quiet = "auto",
 ) -> int:
-    "Generate a clip with sound."
+    "Generate a clip with sound, or several; everything is loaded once."
     from ltx_nb.generate import Guidance
     from ltx_nb.progress import make_progress
+    from ltx_nb.request import Request
     from ltx_nb.validation import generate as run
 
-    if mind_the_world(model, prompt, width, height, frames, fps) and negative_prompt is None:
+    if len(prompt) > 1 and not any(" " in text.strip() for text in prompt):
+        raise ValueError(f"{len(prompt)} prompts of one word each: put quotation marks around a prompt, \"{' '.join(prompt)}\"")
+    if all([mind_the_world(model, text, width, height, frames, fps) for text in prompt]) and negative_prompt is None:
         negative_prompt = ""  # it has learned from captions and from none
-    options = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
-    options |= {"conditions": [parse_given(text) for text in given or ()]}
+    options = {"width": width, "height": height, "frames": frames, "fps": fps, "steps": steps, "video": video, "audio": audio}
+    options |= {"guidance": None if guide else Guidance.off(), "conditions": [parse_given(text) for text in given or ()]}
+    options |= {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    requests = [Request(text, seed=each, **options) for text in prompt for each in seed]
+    numbered = [output.with_name(f"{output.stem}_{number}{output.suffix}") for number in range(1, len(requests) + 1)]
     with make_progress(progress) as shown:
         made = run(
-            prompt, model, text_encoder, None, lora, lora_strength, transformer, device,
-            load_text_encoder_in_8bit=load_text_encoder_in_8bit, quantization=quantization, progress=shown, width=width, height=height, frames=frames,
-            fps=fps, seed=seed, steps=steps, guidance=None if guide else Guidance.off(), video=video, audio=audio, **options,
+            requests, model, text_encoder, None, lora, lora_strength, transformer, device,
+            load_text_encoder_in_8bit=load_text_encoder_in_8bit, quantization=quantization, progress=shown,
         )  # fmt: skip
-    print(made.save(output))
+    for clip, path in zip(made, numbered if len(requests) > 1 else [output], strict=True):
+        print(clip.save(path))
     return 0
 
 # %% ../nbs/7_tools/00_cli.ipynb #00c47f70

@@ -165,6 +165,21 @@ def test_sound_alone_and_picture_alone(capsys, place, tmp_path):
     assert names(tmp_path) == ["birds.wav", "still.png"]
 
 
+def test_several_prompts_and_seeds_are_the_clips_of_each_alone(capsys, place, tmp_path):
+    ask = [*models(place), *SMALL, "--progress", "none", "-o", tmp_path / "clip.mp4"]
+    code, out, err = call(capsys, "generate", "a rabbit", "a bird", *ask, "--seed", 0, "--seed", 1)
+    files = [tmp_path / f"clip_{number}.mp4" for number in range(1, 5)]
+    assert code == 0 and out.split() == [str(path) for path in files], err
+    assert call(capsys, "generate", "a bird", *ask, "--seed", 0)[0] == 0
+    assert (tmp_path / "clip.mp4").read_bytes() == files[2].read_bytes()
+    assert len({path.read_bytes() for path in files}) == len(files)
+
+
+def test_a_prompt_without_quotation_marks_is_not_taken_for_several(capsys, place, tmp_path):
+    code, _, err = call(capsys, "generate", "a", "rabbit", "yawns", *models(place), *SMALL, "-o", tmp_path / "clip.mp4")
+    assert code == 2 and "put quotation marks around a prompt" in err and '"a rabbit yawns"' in err and not names(tmp_path)
+
+
 GIVEN = [
     "first_frame image_or_video={clip}",
     "prefix video={clip} num_frames=1",
