@@ -252,7 +252,7 @@ def generate(
     height: Annotated[int, typer.Option(help="pixels, a multiple of 32")] = 544,
     frames: Annotated[int, typer.Option(help="8k + 1")] = 89,
     fps: Annotated[float, typer.Option(help="frames a second")] = 24.0,
-    seed: Annotated[list[int], typer.Option(help="the same seed gives the same clip; may be given several times, for as many clips of each prompt")] = [42],
+    seed: Annotated[list[int] | None, typer.Option(help="the same seed gives the same clip, 42 if not given; several make as many clips of each prompt")] = None,
     steps: Annotated[int, typer.Option(help="denoising steps")] = 30,
     guide: Annotated[bool, typer.Option("--guidance/--no-guidance", help="without it a step is one call instead of four")] = True,
     video: Annotated[bool, typer.Option(help="make a picture")] = True,
@@ -276,7 +276,7 @@ def generate(
     options = {"width": width, "height": height, "frames": frames, "fps": fps, "steps": steps, "video": video, "audio": audio}
     options |= {"guidance": None if guide else Guidance.off(), "conditions": [parse_given(text) for text in given or ()]}
     options |= {} if negative_prompt is None else {"negative_prompt": negative_prompt}
-    requests = [Request(text, seed=each, **options) for text in prompt for each in seed]
+    requests = [Request(text, seed=each, **options) for text in prompt for each in seed or [42]]
     numbered = [output.with_name(f"{output.stem}_{number}{output.suffix}") for number in range(1, len(requests) + 1)]
     with make_progress(progress) as shown:
         made = run(
