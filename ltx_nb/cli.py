@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'TextEncoder', 'Device', 'Quiet', 'USER_ERRORS', 'OUT_OF_MEMORY', 'config_app', 'tiny_app',
            'known_device', 'show_version', 'common', 'explain', 'plain_warnings', 'main', 'prepare', 'show_report',
-           'train', 'parse_given', 'mind_the_world', 'generate', 'config_list', 'config_show', 'config_explain',
-           'config_accelerate', 'config_check', 'tiny_train', 'tiny_lessons', 'tiny_measure', 'demo', 'save_clip']
+           'memory_line', 'train', 'parse_given', 'mind_the_world', 'generate', 'config_list', 'config_show',
+           'config_explain', 'config_accelerate', 'config_check', 'tiny_train', 'tiny_lessons', 'tiny_measure', 'demo',
+           'save_clip']
 
 # %% ../nbs/7_tools/00_cli.ipynb #3de6b158
 import json
@@ -165,6 +166,16 @@ def show_report(report) -> None:
     Console().print(report)
 
 # %% ../nbs/7_tools/00_cli.ipynb #54e6cfe0
+def memory_line(
+    settings,  # a checked configuration
+) -> str:
+    "What a run needs of each device, as it was launched."
+    from ltx_nb.memory import memory_plan
+    from ltx_nb.processes import accelerate_says
+
+    return str(memory_plan(settings, int(os.environ.get("WORLD_SIZE", "1")) if accelerate_says("ACCELERATE_USE_FSDP") else 1))
+
+
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of an example such as t2v_lora")],
@@ -185,7 +196,9 @@ def train(
     changes = [*(overrides or []), *([f"model.load_checkpoint={json.dumps(str(resume.absolute()))}"] if resume else [])]
     settings = load_config(config, changes)
     if first:
-        show_report(show(settings))
+        plan = show(settings)
+        plan.rows.append(("needs", "memory", memory_line(settings)))
+        show_report(plan)
     if check:
         return 0
     from ltx_nb.progress import make_progress

@@ -145,8 +145,8 @@ class Precision:
         return torch.float32 if self.compute is torch.float32 else torch.bfloat16
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        "Active only where weights and computation differ."
-        return torch.autocast(device.type, self.compute) if self.compute != self.weights else contextlib.nullcontext()
+        "Active only where weights and computation differ; it would otherwise hold a copy of every weight until the step is through."
+        return torch.autocast(device.type, self.compute, cache_enabled=False) if self.compute != self.weights else contextlib.nullcontext()
 
 # %% ../nbs/5_training/04_training.ipynb #f1f17536
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
