@@ -155,7 +155,7 @@ def largest_batch(
         sizes = [sum(math.prod(shape[1:]) for _, name, shape in shapes if name == "latents") for shapes in dataset.all_shapes()]
         batch = collate([dataset[max(range(len(sizes)), key=sizes.__getitem__)]] * config.optimization.batch_size)
         return strategy.prepare_training_inputs(batch, get_timestep_sampler("uniform", {}), torch.Generator().manual_seed(0))
-    except (ValueError, KeyError, OSError):
+    except (ValueError, KeyError, OSError, RuntimeError):
         return None
 
 
