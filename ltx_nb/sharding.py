@@ -26,7 +26,8 @@ STRATEGIES = ("", "FULL_SHARD", "SHARD_GRAD_OP", "1", "2", "TRUE", "FALSE")  # A
 def check_split(
     config: LtxTrainerConfig,  # of a run whose model will be split
 ) -> None:  # raises ConfigError
-    "Refuse what does not go together with a split model."
+    "Refuse what does not go together with a split model; to be called before anything is loaded."
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # otherwise Transformers leaves Gemma empty in all processes but one
     problems, strategies = [], ("FSDP_SHARDING_STRATEGY", "FSDP_RESHARD_AFTER_FORWARD")
     if config.acceleration.quantization:
         problems.append(
@@ -53,7 +54,6 @@ def split_model(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # otherwise Transformers leaves Gemma empty in all processes but one
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     sent = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32, cast_forward_inputs=False)
     for block in model.transformer_blocks:
@@ -91,8 +91,9 @@ class Shards:
             self.processes.average_gradients(list(self.here.values()))
         else:  # FSDP has added them up already
             for name, p in self.whole.items():
-                self.here[name].data = p.to_local().detach()
-                self.here[name].grad, p.grad = None if p.grad is None else p.grad.to_local(), None
+                here = self.here[name]
+                here.data = p.to_local().detach()
+                here.grad, p.grad = None if p.grad is None or not here.numel() else p.grad.to_local(), None
 
     def clip_gradients(
         self,
@@ -145,14 +146,15 @@ class Shards:
         saved = optimizer.state_dict()
         if not self.split:
             return saved
-        names = self._order(optimizer)
-        joined = {}
-        for number, state in saved["state"].items():
-            name, shape = names[number], self.here[names[number]].shape
-            fits = [not isinstance(value, Tensor) or value.shape in (shape, ()) for value in state.values() if not isinstance(value, dict)]
-            if self.processes.anyone([not all(fits) or len(fits) < len(state)])[0]:  # 8 bit: scales of stretches of the rows that are here
-                return None
-            whole = {key: self._join(name, x) if isinstance(x, Tensor) and x.ndim else x for key, x in state.items()}
+        names, joined, states = self._order(optimizer), {}, saved["state"]
+        odd = lambda name, x: isinstance(x, dict) or isinstance(x, Tensor) and x.shape not in (self.here[name].shape, ())
+        if self.processes.anyone([any(odd(names[number], x) for number, state in states.items() for x in state.values())])[0]:
+            return None  # 8 bit: scales of stretches of the rows that are here
+        # The first process has rows of every parameter; one that has none of some also has no state of it.
+        wanted = self.processes.first(lambda: {n: {key: isinstance(x, Tensor) and x.ndim > 0 for key, x in s.items()} for n, s in states.items()})
+        for number, keys in wanted.items():
+            own, name = states.get(number, {}), names[number]
+            whole = {key: self._join(name, own.get(key, self.here[name].detach())) if rows else own.get(key) for key, rows in keys.items()}
             if self.processes.rank == 0:
                 joined[number] = {key: x.to("cpu", copy=True) if isinstance(x, Tensor) else x for key, x in whole.items()}
         return saved | {"state": joined} if self.processes.rank == 0 else None
