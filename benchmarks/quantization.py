@@ -21,7 +21,7 @@ from step_time import times, train_step
 from torch import Tensor
 
 from ltx_nb.model.transformer import LTXModel, Modality
-from ltx_nb.quantization import FORMATS, QuantizedLinear, precision_report, quantize_layer
+from ltx_nb.loading.quantization import FORMATS, QuantizedLinear, precision_report, quantize_layer
 
 LAYOUT = "LTX-2.3"
 
@@ -43,7 +43,9 @@ def step_of(model: LTXModel, size: str) -> Callable[[], tuple]:
 
 
 def flat(tensors) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors]).double()  # a cosine over millions of numbers needs more than float32
+    return torch.cat(
+        [tensor.detach().flatten() for tensor in tensors]
+    ).double()  # a cosine over millions of numbers needs more than float32
 
 
 def measure(size: str, rounds: int | None) -> str:
@@ -61,7 +63,15 @@ def measure(size: str, rounds: int | None) -> str:
             f"{((outs[name] - outs['float32']).norm() / outs['float32'].norm()).item():.1%}",
             f"{F.cosine_similarity(grads[name], grads['float32'], dim=0).item():.4f}",
         ])  # fmt: skip
-    columns = ["weights", "they take", "step", "ratio", "peak of a step", "outputs off by", "cosine of the LoRA gradient"]
+    columns = [
+        "weights",
+        "they take",
+        "step",
+        "ratio",
+        "peak of a step",
+        "outputs off by",
+        "cosine of the LoRA gradient",
+    ]
     return f"## {size}\n\n{table(columns, rows)}"
 
 

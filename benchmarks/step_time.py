@@ -29,20 +29,27 @@ import oracle  # noqa: E402, F401, I001  (first: it makes ltx_core importable wi
 from ltx_core.model.transformer.modality import Modality as OracleModality  # noqa: E402
 from ltx_core.model.transformer.model_configurator import LTXModelConfigurator  # noqa: E402
 
-from ltx_nb.latents import audio_positions, video_positions  # noqa: E402
-from ltx_nb.lora import TARGETS, add_lora  # noqa: E402
+from ltx_nb.model.latents import audio_positions, video_positions  # noqa: E402
+from ltx_nb.loading.lora import TARGETS, add_lora  # noqa: E402
 from ltx_nb.model.transformer import LTXModel, Modality  # noqa: E402
 from ltx_nb.tiny.checkpoint import transformer_section  # noqa: E402
 
 RANK = 16
 SIGMA = {"video": 0.7, "audio": 0.4}  # different, so that nothing agrees by accident
 LIMIT = {"outputs": 1e-5, "gradients": 1e-5}
-COMMON = ("mm", "addmm", "bmm", "scaled_dot_product", "gelu")  # beginnings of operators that both sides have to call alike
+COMMON = (
+    "mm",
+    "addmm",
+    "bmm",
+    "scaled_dot_product",
+    "gelu",
+)  # beginnings of operators that both sides have to call alike
 
 
 @dataclass(frozen=True)
 class Size:
     "Sizes of a model and of a clip."
+
     head_dim: int  # of video; audio has half of it
     grid: tuple[int, int, int]  # latent frames, height, width; the first frame is given
     audio_tokens: int
@@ -171,7 +178,9 @@ def differences(steps: dict, ours: LTXModel, theirs: nn.Module, checkpointed: st
     outputs = zip(steps["ours" + checkpointed](), steps["oracle" + checkpointed](), strict=True)
     output = max((a - b).abs().max().item() for a, b in outputs)
     found = lora(theirs)
-    relative = {n: ((p.grad - found[n].grad).abs().max() / found[n].grad.abs().max()).item() for n, p in lora(ours).items()}
+    relative = {
+        n: ((p.grad - found[n].grad).abs().max() / found[n].grad.abs().max()).item() for n, p in lora(ours).items()
+    }
     worst = max(relative, key=relative.get)
     return output, relative[worst], worst.removeprefix("transformer_blocks.")
 
@@ -242,7 +251,9 @@ def measure(names: list[str], layouts: list[str], rounds: int | None) -> tuple[s
                 plain = [f"{1000 * statistics.median(seconds[v]):.0f} ms" for v in (a, b)]
                 speed.append([*where, what, *plain, f"**{middle:.2f}**", f"{low:.2f} - {high:.2f}", f"{lowest:.2f}"])
                 (m, n), (p, q) = peaks[a], peaks[b]
-                memory.append([*where, what, f"{m / 2**20:.1f} MB", f"{p / 2**20:.1f} MB", f"{m / p:.2f}", f"{n}", f"{q}"])
+                memory.append(
+                    [*where, what, f"{m / 2**20:.1f} MB", f"{p / 2**20:.1f} MB", f"{m / p:.2f}", f"{n}", f"{q}"]
+                )
     return "\n\n".join([
         "## CPU time of a step",
         table(["size", "layout", "compared", "oracle", "ours", "ratio", "middle half", "fastest / fastest"], speed),

@@ -5,7 +5,7 @@
 1. A sidebar by floors is written from the notebooks that exist.
 2. Every notebook goes through nbdev's processors and ours (pages.py): a heading, a link to the line and a signature
    for every public symbol. Outputs are those that the notebook was saved with; nothing is run.
-   One page has no notebook: the configuration reference, written from the classes of ltx_nb.config.
+   Some pages have no notebook: the configuration reference, written from the classes of ltx_nb.config, and docs/guides.
 3. smalldocs renders the result. The sources stay Quarto-compatible.
 4. Formulas become MathML, links to our own host become relative, and everything that would be fetched is removed.
 5. The site is checked: a dead link, a formula left as TeX or anything fetched from elsewhere fails the build.
@@ -27,10 +27,25 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pages import NBS, PROC, ROOT, document, page_name
+import coming_from
+import costs
+import search
+import seen
+from lines import fold_prints, label_cells, wrap_code
+from pages import NBS, PROC, ROOT, WORK, document, page_name
 
-SITE = ROOT / "_docs"
+SITE = WORK / "_docs"
 REFERENCE = "configuration.md"  # the page about every field of a configuration
+COMING_FROM = "coming_from_the_ltx_trainer.md"  # the page about names of the LTX Trainer
+COSTS = "costs.md"  # the page about memory and hours
+GUIDES = {  # in docs/guides: name in the sidebar
+    "quick_start.md": "Quick start",
+    "train_a_lora.md": "From footage to a LoRA",
+    "dataset_preparation.md": "Dataset preparation",
+    "training_modes.md": "Training modes",
+    "utility_scripts.md": "The other commands",
+    "troubleshooting.md": "Troubleshooting",
+}
 
 FLOORS = {  # folder of nbs/: its name in the sidebar, in reading order
     "tutorials": "Tutorials",
@@ -38,9 +53,40 @@ FLOORS = {  # folder of nbs/: its name in the sidebar, in reading order
     "2_loading": "2. Loading and LoRA",
     "3_flow": "3. The flow",
     "4_data": "4. Data",
-    "5_training": "5. Training",
-    "6_tiny": "6. The tiny LTX-2",
-    "7_tools": "7. Tools",
+    "5_config": "5. Configuration",
+    "6_training": "6. Training",
+    "7_tiny": "7. The tiny LTX-2",
+    "8_tools": "8. Tools",
+}
+PARTS = {  # the story that the table of contents tells: before which floor a part begins
+    "1_model": "What the model is",
+    "3_flow": "How it learns",
+    "4_data": "How to teach it yours",
+    "7_tiny": "How it is tried out",
+}
+
+
+GROUPS = {  # chapters come in the order of their numbers; a word stands above those that begin something
+    "2_loading": {"checkpoint": "from a file", "quantization": "made to fit", "lora": "LoRA"},
+    "4_data": {
+        "containers": "what is in a file",
+        "windows": "a dataset",
+        "store": "what training reads",
+        "roles": "preparing",
+        "cuts": "from films to clips",
+        "captioners": "captions",
+        "filters": "references and masks",
+        "endings": "out again",
+    },
+    "6_training": {
+        "step": "a step",
+        "checkpoints": "what is kept and shown",
+        "processes": "several GPUs",
+        "request": "clips along the way",
+        "peaks": "does it fit?",
+        "runtime": "a run",
+    },
+    "8_tools": {"options": "the command ltx-nb", "rented": "machines"},
 }
 
 
@@ -64,14 +110,25 @@ def title_of(notebook: Path) -> str:
     return (found[1] or found[2]).strip().strip("\"'") if found else notebook.stem
 
 
+def entries_of(floor: str, chapters: list[Path]) -> list[dict]:
+    "A floor's chapters in their order, with a word above each group."
+    words, entries = GROUPS.get(floor, {}), []
+    for path in chapters:
+        word = words.get(page_name(path).stem)
+        entries += [{"text": word}] if word else []
+        entries.append({"text": title_of(path), "href": path.as_posix()})
+    return entries
+
+
 def sidebar(pages: list[Path]) -> dict:
-    "The floors in order; a floor appears only when it has a chapter."
+    "The floors in order, in parts; a floor appears only when it has a chapter."
     contents = [{"text": "Start here", "href": "index.ipynb"}] if Path("index.ipynb") in pages else []
     for floor, name in FLOORS.items():
         chapters = [p for p in pages if p.parts[0] == floor]
         if chapters:
-            entries = [{"text": title_of(p), "href": p.as_posix()} for p in chapters]
-            contents.append({"section": name, "contents": entries})
+            if floor in PARTS:
+                contents.append({"text": PARTS[floor]})
+            contents.append({"section": name, "contents": entries_of(floor, chapters)})
     return {"website": {"sidebar": {"contents": contents}}}
 
 
@@ -88,7 +145,7 @@ def write_config(pages: list[Path]):
 
 def copy_resources(pages: list[Path]):
     "Style, configuration and pictures that lie beside the notebooks."
-    for path in [*NBS.glob("*"), *(p for floor in FLOORS for p in (NBS / floor).rglob("*"))]:
+    for path in [*NBS.glob("*"), *(p for part in ("landing", *FLOORS) for p in (NBS / part).rglob("*"))]:
         keep = path.suffix in (".css", ".svg", ".png", ".jpg", ".gif", ".mp4")
         if keep and path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(NBS).parts):
             target = PROC / path.relative_to(NBS)
@@ -102,14 +159,34 @@ def copy_resources(pages: list[Path]):
         (PROC / name).write_text(text)
 
 
-def write_reference():
-    "The configuration reference, from the classes, and its entry in the sidebar. Brings pydantic, but no torch."
-    from ltx_nb.explain import reference_markdown
+def guide(
+    name: str,  # of a file in docs/guides
+) -> str:
+    "A guide as the site has it: its links lead from the sources into the pages that are made of them."
+    text = (ROOT / "docs" / "guides" / name).read_text(encoding="utf-8")
+    page = lambda found: f"]({page_name(Path(found[1])).with_suffix('.html').as_posix()}{found[2]})"
+    text = re.sub(r"\]\(\.\./\.\./(?:nbs/)?([\w/]+\.ipynb)((?:#[\w.-]+)?)\)", page, text)
+    return text.replace("](../../nbs/", "](")
 
-    (PROC / REFERENCE).write_text(f"---\ntitle: Configuration reference\n---\n\n{reference_markdown()}")
-    bar = yaml.safe_load((PROC / "sidebar.yml").read_text())
-    entry = {"text": "Configuration", "href": REFERENCE}
-    bar["website"]["sidebar"]["contents"].append({"section": "Reference", "contents": [entry]})
+
+def write_reference():
+    "The pages that are made, not written, and their entries in the sidebar. Brings pydantic, but no torch."
+    from ltx_nb.config.explain import reference_markdown
+
+    (PROC / REFERENCE).write_text(
+        f"---\ntitle: Configuration reference\n---\n\n{reference_markdown()}", encoding="utf-8"
+    )
+    (PROC / COMING_FROM).write_text(coming_from.markdown(), encoding="utf-8")
+    (PROC / COSTS).write_text(costs.markdown(), encoding="utf-8")
+    shutil.copytree(ROOT / "docs" / "guides" / "pictures", PROC / "pictures", dirs_exist_ok=True)
+    for name in GUIDES:
+        (PROC / name).write_text(guide(name), encoding="utf-8")
+    bar = yaml.safe_load((PROC / "sidebar.yml").read_text(encoding="utf-8"))
+    first = [{"text": title, "href": name} for name, title in GUIDES.items()] + [{"text": costs.TITLE, "href": COSTS}]
+    bar["website"]["sidebar"]["contents"][1:1] = first
+    bar["website"]["sidebar"]["contents"].append({"text": "To look things up"})
+    entries = [{"text": "Configuration", "href": REFERENCE}, {"text": coming_from.TITLE, "href": COMING_FROM}]
+    bar["website"]["sidebar"]["contents"].append({"section": "Reference", "contents": entries})
     (PROC / "sidebar.yml").write_text(yaml.safe_dump(bar, sort_keys=False))
 
 
@@ -127,16 +204,60 @@ def render() -> Path:
         sys.exit("smalldocs could not render the site:\n" + "\n".join(lines))
     for line in lines:
         print("smalldocs:", line)
-    return PROC / SITE.name
+    site = PROC / SITE.name
+    for film in PROC.rglob("*.mp4"):  # smalldocs copies what Markdown names; a film stands in HTML
+        target = site / film.relative_to(PROC)
+        if site not in film.parents and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(film, target)
+    return site
 
 
 # ---- 4. self-contained ----
 
 
-def to_mathml(page: str, where: str) -> tuple[str, int]:
-    "TeX to MathML, which browsers draw themselves."
+RELATIONS = r"\\(?:approx|leftarrow|le|ge|in)\b|[=+-]"
+MARKS = re.compile(
+    rf"(?P<open>\\(?:begin|left)\b|[{{(\[])|(?P<close>\\(?:end|right)\b|[}})\]])|(?P<apart>\\q?quad\b)|(?P<relation>{RELATIONS})"
+    r"|\\[a-zA-Z]+|\\."
+)
+BY_NAME = re.compile(r"\\(arg)\b")  # latex2mathml does not know these as names of functions
+
+
+def formulas_of(tex: str) -> list[list[str]]:
+    r"""Where a formula may go on in the next line of a narrow page: behind \\quad, and before what relates or adds.
+
+    Only at the top level: not inside braces, an environment or \\left ... \\right. A list for each stretch between two
+    \\quad, which stay together while there is room."""
+    stretches, depth, start = [[]], 0, 0
+    for match in MARKS.finditer(tex):
+        depth += bool(match["open"]) - bool(match["close"])
+        if depth == 0 and (match["apart"] or match["relation"]) and tex[start : match.start()].strip():
+            stretches[-1].append(tex[start : match.start()])
+            start = match.end() if match["apart"] else match.start()
+            stretches += [[]] if match["apart"] else []
+    stretches[-1].append(tex[start:])
+    return [stretch for stretch in stretches if any(part.strip() for part in stretch)]
+
+
+def drawn(tex: str, display: bool) -> str:
+    "MathML of one formula; one that stands by itself is made of parts that a narrow page sets below each other."
     from latex2mathml.converter import convert
 
+    tex = BY_NAME.sub(r"\\operatorname{\1}", tex)
+    outside = re.sub(r"\\begin.*?\\end\{\w+\*?\}", "", tex, flags=re.S)
+    if not display or re.search(r"&|\\\\", outside):
+        return convert(tex, display="block" if display else "inline")
+    relating = re.compile(rf"\s*({RELATIONS})")
+    stretches = (
+        "".join(convert("{}" * bool(relating.match(part)) + part, display="block") for part in stretch if part.strip())
+        for stretch in formulas_of(tex)
+    )
+    return "".join(f'<span class="stretch">{stretch}</span>' for stretch in stretches)
+
+
+def to_mathml(page: str, where: str) -> tuple[str, int]:
+    "TeX to MathML, which browsers draw themselves."
     count = 0
 
     def formula(match):
@@ -144,12 +265,12 @@ def to_mathml(page: str, where: str) -> tuple[str, int]:
         count += 1
         tex = html.unescape(match[2]).strip()
         try:
-            drawn = convert(tex, display="block" if match[1] == "display" else "inline")
+            drawing = drawn(tex, match[1] == "display")
         except Exception as error:
             raise ValueError(
                 f"{where}: the formula {tex!r} cannot be converted ({type(error).__name__}: {error})"
             ) from error
-        return f'<span class="math {match[1]}">{drawn}</span>'
+        return f'<span class="math {match[1]}">{drawing}</span>'
 
     page = re.sub(r'<span class="math (inline|display)">\\[\(\[](.*?)\\[\)\]]</span>', formula, page, flags=re.S)
     return page, count
@@ -165,7 +286,7 @@ def make_local(site: Path, own_host: str) -> int:
     for path in site.rglob("*.html"):
         page, count = to_mathml(path.read_text(), path.relative_to(site).as_posix())
         up = os.path.relpath(site, path.parent).replace(os.sep, "/")
-        page = FETCHED.sub("", page)
+        page = fold_prints(label_cells(wrap_code(FETCHED.sub("", page))))
         page = re.sub(rf'(<a\b[^>]*\bhref="){re.escape(own_host)}/?', rf"\g<1>{up}/", page)
         path.write_text(page)
         formulas += count
@@ -220,8 +341,7 @@ def check(site: Path) -> list[str]:
                 elif parts.fragment and path in pages and unquote(parts.fragment) not in pages[path].ids:
                     wrong.append(f"{name}: dead anchor {link}")
         text = (site / name).read_text()
-        if re.search(r'<span class="math [a-z]+">\\', text):
-            wrong.append(f"{name}: a formula was not converted")
+        wrong += [f"{name}: {fault}" for fault in seen.faults(text)]
     for path in site.rglob("*.css"):
         for url in re.findall(r"""(?:@import\s+|url\()\s*["']?(https?://[^"')]+)""", path.read_text()):
             wrong.append(f"{path.relative_to(site)}: would fetch {url}")
@@ -245,6 +365,7 @@ def main() -> int:
     write_reference()
     site = render()
     formulas = make_local(site, cfg.doc_host + cfg.doc_baseurl)
+    search.write(site)
     wrong = check(site)
     shutil.rmtree(SITE, ignore_errors=True)
     shutil.move(site, SITE)
@@ -253,7 +374,7 @@ def main() -> int:
     count = len(list(SITE.rglob("*.html")))
     dead = sum("dead" in line for line in wrong)
     print(f"{count} pages, {formulas} formulas, {dead} dead links, {len(wrong) - dead} other faults, "
-          f"{time.time() - start:.1f} s -> {SITE.relative_to(ROOT)}/index.html")  # fmt: skip
+          f"{time.time() - start:.1f} s -> {SITE.relative_to(WORK)}/index.html")  # fmt: skip
     return bool(wrong)
 
 

@@ -2,9 +2,10 @@
 
     python docs/look.py            # _docs/ -> pictures in .work/look/
 
-Opens the landing page, searches, follows a result into a chapter, and asks of the chapter that it shows a formula, a
-picture and a signature. Anything that a page asks of another host is a fault. Without Chromium or Chrome (or CHROME=path)
-it says so and does nothing. Needs nothing but Python: it talks to the browser through a pipe."""
+Opens the landing page and plays its two films with sound, searches, follows a result into a chapter, and asks of the
+chapter that it shows a formula, a picture and a signature. Then twelve pages on a window of 1,280 pixels and on a phone of
+390: nothing may reach beyond its column. Anything that a page asks of another host is a fault. Without Chromium or Chrome
+(or CHROME=path) it says so and does nothing. Needs nothing but Python: it talks to the browser through a pipe."""
 
 import base64
 import functools
@@ -19,10 +20,19 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import search
+
 ROOT = Path(__file__).resolve().parent.parent
 SITE, PICTURES = ROOT / "_docs", ROOT / ".work" / "look"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SEARCH_FOR = "positions in seconds"
+PAGES = (
+    "index", "costs", "configuration", "coming_from_the_ltx_trainer", "tutorials/first_lora", "tutorials/sound",
+    "1_model/transformer", "1_model/audio_vae", "3_flow/conditions", "4_data/prepare", "6_training/trainer",
+    "8_tools/cli",
+)  # fmt: skip
+WINDOWS = {"wide": (1280, 860), "phone": (390, 844)}
 PATIENCE = 20  # seconds that anything may take
 
 
@@ -81,7 +91,9 @@ class Browser:
 
     def ask(self, expression: str):
         "The value of a JavaScript expression in the page."
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
+        )
         if "exceptionDetails" in result:
             raise RuntimeError(f"{expression}: {result['exceptionDetails']['text']}")
         return result["result"].get("value")
@@ -129,6 +141,17 @@ TEXT = "getComputedStyle(document.body).color.match(/[0-9.]+/g).slice(0, 3).map(
 RESULTS = "[...document.querySelectorAll('.search-result')].filter(a => a.offsetParent)"
 FORMULA = "[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height > 4)"
 IMAGE = "[...document.querySelectorAll('.cell-output-display img')].filter(i => i.naturalWidth > 50)"
+BEYOND = """[...document.querySelectorAll('main p, main li, main pre, main table, main img, main svg, main video, main .math')]
+  .filter(e => e.offsetParent && !e.closest('.visually-hidden'))
+  .filter(e => Math.max(e.scrollWidth - e.clientWidth * (e.tagName !== 'SPAN' || e.clientWidth > 0),
+    e.getBoundingClientRect().right - document.querySelector('main').getBoundingClientRect().right) > 4 && e.clientWidth)
+  .map(e => e.tagName + ': ' + (e.innerText || e.src || '').slice(0, 60))"""
+PLAY = """(async () => {
+  const films = [...document.querySelectorAll('.before-after video')];
+  for (const film of films) { film.muted = false; film.volume = 1; film.currentTime = 0; await film.play(); }
+  await new Promise(done => setTimeout(done, 700));
+  return films.map(f => [f.currentTime > 0.2, f.videoWidth, f.webkitAudioDecodedByteCount, f.webkitDecodedFrameCount]);
+})()"""
 SIGNATURE = "[...document.querySelectorAll('section.level3[id] details.code-fold pre')]"
 
 
@@ -140,6 +163,10 @@ def visit(browser: Browser, home: str, scheme: str):
     brightness = browser.ask(TEXT)
     assert (brightness > 0.5) == (scheme == "dark"), f"{scheme}: the text has brightness {brightness:.2f}"
     browser.picture(f"{scheme}-1-landing")
+    films = browser.ask(PLAY)
+    assert len(films) == 2 and all(moves and wide and heard and seen for moves, wide, heard, seen in films), (
+        f"before and after do not play with sound: {films}"
+    )
 
     browser.ask("[...document.querySelectorAll('.smalldocs-search input')].find(i => i.offsetParent).focus()")
     browser.call("Input.insertText", text=SEARCH_FOR)
@@ -166,6 +193,33 @@ def visit(browser: Browser, home: str, scheme: str):
     print(f"{scheme}: landing page, search, {page}: {counts['formulas']} formulas, {counts['pictures']} pictures")
 
 
+def widths(browser: Browser, home: str, scheme: str):
+    "Twelve pages, wide and on a phone: what reaches beyond its column is cut off, or makes the page scroll sideways."
+    for name, (wide, high) in WINDOWS.items():
+        browser.call(
+            "Emulation.setDeviceMetricsOverride", width=wide, height=high, deviceScaleFactor=1, mobile=name == "phone"
+        )
+        for page in PAGES:
+            browser.open(f"{home}/{page}.html")
+            time.sleep(0.2)
+            browser.picture(f"{scheme}-{name}-{page.replace('/', '-')}")
+            beyond = browser.ask(BEYOND)
+            assert not beyond, f"{page}, {wide} px, {scheme}: {beyond}"
+            across = browser.ask("document.documentElement.scrollWidth")
+            assert across <= wide, f"{page} is {across} px wide in a window of {wide}"
+    print(f"{scheme}: {len(PAGES)} pages at {' and '.join(str(w) for w, _ in WINDOWS.values())} px, nothing cut off")
+
+
+def same_search(browser: Browser, home: str):
+    "The script in the page finds what search.py finds."
+    browser.open(f"{home}/index.html")
+    browser.ask("fetch('search.json').then(r => r.json()).then(entries => { window.ours = new Fuse(entries) })")
+    entries = json.loads((SITE / "search.json").read_text(encoding="utf-8"))
+    for query in ("overfit", "out of memory", "load_lora", "LoRA in ComfyUI", "memor", SEARCH_FOR):
+        theirs = browser.ask(f"ours.search({query!r}).map(hit => hit.item.href)")
+        assert theirs == [entry["href"] for entry in search.search(entries, query)], f"the search differs for {query!r}"
+
+
 def main() -> int:
     program = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not program:
@@ -176,6 +230,8 @@ def main() -> int:
     try:
         for scheme in ("light", "dark"):
             visit(browser, home, scheme)
+            widths(browser, home, scheme)
+        same_search(browser, home)
     finally:
         browser.close()
     elsewhere = sorted({r for r in browser.requests if not r.startswith((home, "data:", "blob:", "about:", "chrome"))})

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ltx_nb.checkpoints import (
+from ltx_nb.training.checkpoints import (
     CheckpointError,
     TrainingState,
     capture_random_state,
@@ -29,7 +29,7 @@ from ltx_nb.checkpoints import (
     stop_on_signals,
     thin_out,
 )
-from ltx_nb.data.store import BucketedSampler
+from ltx_nb.data.batches import BucketedSampler
 
 PRECISIONS = [("bfloat16", torch.bfloat16), ("float32", torch.float32), (torch.float32, torch.float32)]
 WEIGHTS = {"diffusion_model.x.lora_A.weight": torch.arange(6.0).reshape(2, 3) / 7}
@@ -270,7 +270,11 @@ def test_reference_state_is_not_opened(tmp_path, caplog):
         (lambda f: f / "nowhere", FileNotFoundError, "There is no checkpoint at"),
         (lambda f: f, CheckpointError, "holds no checkpoint.*null to start"),
         (lambda f: (f / "x.pt").touch() or f / "x.pt", CheckpointError, "x.pt is not a checkpoint"),
-        (lambda f: save(f, 3).weights.unlink() or checkpoint_path(f, 3, "state"), CheckpointError, "no weights beside it"),
+        (
+            lambda f: save(f, 3).weights.unlink() or checkpoint_path(f, 3, "state"),
+            CheckpointError,
+            "no weights beside it",
+        ),
         (lambda f: save(f, 3).weights.unlink() or f, CheckpointError, "holds no checkpoint"),
     ],
     ids=["missing", "empty folder", "wrong suffix", "state alone by name", "state alone in folder"],
@@ -319,7 +323,7 @@ MOMENTS = {
 VICTIM = """
 import os, resource, signal, sys, time, torch
 from pathlib import Path
-import ltx_nb.checkpoints as checkpoints, ltx_nb.data.store as store
+import ltx_nb.training.checkpoints as checkpoints, ltx_nb.data.store as store
 
 def save(folder, step, size=100_000, keep=1):
     tensor = torch.full((100_000,), float(step))
@@ -401,23 +405,27 @@ def assert_pair(folder, step):
 
 @pytest.mark.parametrize(("moment", "expected"), MOMENTS.items())
 def test_kill_in_the_middle_of_a_save(scenes, moment, expected):
-    assert (scenes / moment / "signal.txt").read_text() == ("0" if moment == "never" else str(int(signal.SIGKILL)))
+    assert (scenes / moment / "signal.txt").read_text(encoding="utf-8") == (
+        "0" if moment == "never" else str(int(signal.SIGKILL))
+    )
     assert_pair(scenes / moment, expected)
 
 
 @pytest.mark.parametrize("number", range(5))
 def test_kill_at_any_moment(scenes, number):
     folder = scenes / f"endless {number}"
-    assert (folder / "signal.txt").read_text() == str(int(signal.SIGKILL))
+    assert (folder / "signal.txt").read_text(encoding="utf-8") == str(int(signal.SIGKILL))
     step = find_checkpoint(folder).step
-    assert step >= int((folder / "last.txt").read_text() or 0)
+    assert step >= int((folder / "last.txt").read_text(encoding="utf-8") or 0)
     assert_pair(folder, step)
 
 
-@pytest.mark.parametrize(("what", "name"), [("weights", "lora_weights_step_00002"), ("state", "training_state_step_00002")])
+@pytest.mark.parametrize(
+    ("what", "name"), [("weights", "lora_weights_step_00002"), ("state", "training_state_step_00002")]
+)
 def test_full_disk_keeps_the_former_pair(scenes, what, name):
     folder = scenes / f"full disk, {what}"
-    assert f"could not write {folder}/{name}" in (folder / "error.txt").read_text()
+    assert f"could not write {folder}/{name}" in (folder / "error.txt").read_text(encoding="utf-8")
     assert_pair(folder, 1)
     assert not [n for n in names(folder) if n.endswith(".tmp")]
 
@@ -474,14 +482,25 @@ def test_what_may_change_freely(path, value):
 
 def test_facts_outside_the_config():
     before, now = resume_fingerprint(CONFIG, world_size=1, samples=5), resume_fingerprint(CONFIG, world_size=2)
-    assert [str(d) for d in fingerprint_differences(before, now)] == ["samples: saved 5, now None", "world_size: saved 1, now 2"]
+    assert [str(d) for d in fingerprint_differences(before, now)] == [
+        "samples: saved 5, now None",
+        "world_size: saved 1, now 2",
+    ]
 
 
 # interrupting
 
 
+@pytest.fixture
+def listening():
+    "Ctrl-C as in a terminal, however the tests were started: behind a script it is ignored."
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_lets_the_step_finish_and_save(tmp_path, number):
+def test_interrupt_lets_the_step_finish_and_save(tmp_path, listening, number):
     former = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     with stop_on_signals() as stop:
         for step in range(1, 10):
@@ -495,7 +514,7 @@ def test_interrupt_lets_the_step_finish_and_save(tmp_path, number):
     assert {n: signal.getsignal(n) for n in former} == former
 
 
-def test_second_ctrl_c_interrupts_at_once():
+def test_second_ctrl_c_interrupts_at_once(listening):
     former, reached = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
@@ -503,6 +522,19 @@ def test_second_ctrl_c_interrupts_at_once():
         os.kill(os.getpid(), signal.SIGINT)
         reached.append("not here")
     assert reached == ["SIGINT"] and signal.getsignal(signal.SIGINT) is former
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_stays_ignored(number):
+    "As a shell starts what runs behind a script, and as nohup does."
+    former = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop.requested
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, former)
 
 
 def test_handlers_come_back_after_an_error():

@@ -13,16 +13,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_runs import TARGETS, make_place, names
 
-from ltx_nb.cli import main
-from ltx_nb.config import example_configs, load_config
+from ltx_nb.tools.cli import main
+from ltx_nb.config.files import example_configs, load_config
 from ltx_nb.data.clips import example_clips
 from ltx_nb.data.media import probe
-from ltx_nb.lora import read_lora
+from ltx_nb.loading.lora import read_lora
 from ltx_nb.tiny.checkpoint import tiny_checkpoint
 from ltx_nb.tiny.text import make_tiny_gemma
 
 SMALL = ["--width", "32", "--height", "32", "--frames", "9", "--steps", "2", "--no-guidance"]
-COMMANDS = ("prepare", "train", "generate", "config", "tiny", "demo")
+COMMANDS = (
+    "scenes", "caption", "caption-doctor", "prepare", "train", "generate", "config", "tiny", "demo", "runs", "plot", "push", "lora", "reference", "mask", "decode",
+    "quantize", "plan",
+)  # fmt: skip
 QUICK = 2.0  # seconds of work for a help text; with torch it would be several times that
 
 
@@ -37,6 +40,11 @@ def call(capsys, *arguments):
         main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return end.value.code, out, err
+
+
+def unfolded(table: str) -> str:
+    "A table's text without its white space: a long path is folded at the terminal's width, wherever that falls."
+    return "".join(table.split())
 
 
 def models(place, **other):
@@ -86,6 +94,7 @@ def test_every_command_explains_itself(capsys, command):
         (["prepair"], "prepair"),
         (["prepare"], "clips"),
         (["generate", "a rabbit"], "--model"),
+        (["generate", "a rabbit", "--modle", "m"], "--model"),
         (["generate", "a rabbit", "--model", "m", "--text-encoder", "t", "--width", "wide"], "--width"),
         (["train", "tiny_t2v_lora", "--stteps", "3"], "--stteps"),
     ],
@@ -139,7 +148,7 @@ def test_from_clips_to_a_clip(capsys, place, clips, tmp_path):
 def test_one_bad_clip_is_named_and_the_others_are_prepared(capsys, place, clips, tmp_path):
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     (folder / "torn.mp4").write_bytes((folder / "bunny_smiles.mp4").read_bytes()[:900])
-    (folder / "torn.txt").write_text("a rabbit")
+    (folder / "torn.txt").write_text("a rabbit", encoding="utf-8")
     ask = [
         "prepare",
         folder,
@@ -177,15 +186,17 @@ def test_several_prompts_and_seeds_are_the_clips_of_each_alone(capsys, place, tm
 
 def test_a_prompt_without_quotation_marks_is_not_taken_for_several(capsys, place, tmp_path):
     code, _, err = call(capsys, "generate", "a", "rabbit", "yawns", *models(place), *SMALL, "-o", tmp_path / "clip.mp4")
-    assert code == 1 and "put quotation marks around a prompt" in err and '"a rabbit yawns"' in err and not names(tmp_path)
+    assert (
+        code == 1 and "put quotation marks around a prompt" in err and '"a rabbit yawns"' in err and not names(tmp_path)
+    )
 
 
 GIVEN = [
-    "first_frame image_or_video={clip}",
-    "prefix video={clip} num_frames=1",
-    "suffix audio={clip} duration=0.1",
-    "reference video={clip} downscale_factor=1 include_in_output=true",
-    "video_to_audio video={clip}",
+    "first_frame image_or_video='{clip}'",
+    "prefix video='{clip}' num_frames=1",
+    "suffix audio='{clip}' duration=0.1",
+    "reference video='{clip}' downscale_factor=1 include_in_output=true",
+    "video_to_audio video='{clip}'",
 ]
 
 
@@ -199,7 +210,7 @@ def test_what_is_given_on_the_command_line(capsys, place, tmp_path, given):
     width = 64 if "include_in_output" in given else 32
     assert (probe(tmp_path / "out.mp4").width, probe(tmp_path / "out.mp4").frames) == (width, 9)
     first = (tmp_path / "out.mp4").read_bytes()
-    assert call(capsys, *ask)[0] == 0 and (tmp_path / "out.mp4").read_bytes() != first
+    assert call(capsys, *ask, "--overwrite")[0] == 0 and (tmp_path / "out.mp4").read_bytes() != first
 
 
 @pytest.mark.parametrize(
@@ -214,7 +225,18 @@ def test_what_is_given_on_the_command_line(capsys, place, tmp_path, given):
     ],
 )
 def test_what_cannot_be_given_is_one_sentence(capsys, place, tmp_path, given, words):
-    ask = ["generate", "a rabbit", *models(place), *SMALL, "--progress", "none", "-o", tmp_path / "out.mp4", "--given", given]
+    ask = [
+        "generate",
+        "a rabbit",
+        *models(place),
+        *SMALL,
+        "--progress",
+        "none",
+        "-o",
+        tmp_path / "out.mp4",
+        "--given",
+        given,
+    ]
     one_sentence(*call(capsys, *ask), words)
     assert not names(tmp_path)
 
@@ -223,19 +245,76 @@ def test_references_and_masks_are_prepared_beside_their_clips(capsys, place, cli
     folder = Path(shutil.copytree(clips, tmp_path / "clips"))
     for path in list(folder.glob("*.mp4")):
         shutil.copy(path, path.with_suffix(".reference.mp4"))
-        path.with_suffix(".audio_mask.txt").write_text("0.0-0.2")
-    ask = ["prepare", folder, "-o", tmp_path / "data", *models(place), "--resolution-buckets", "64x64x17", "--progress", "none"]
+        path.with_suffix(".audio_mask.txt").write_text("0.0-0.2", encoding="utf-8")
+    ask = [
+        "prepare",
+        folder,
+        "-o",
+        tmp_path / "data",
+        *models(place),
+        "--resolution-buckets",
+        "64x64x17",
+        "--progress",
+        "none",
+    ]
     code, out, _ = call(capsys, *ask, "--reference-downscale-factor", "2", "--reference-temporal-scale-factor", "2")
     assert code == 0 and "2 of 2 samples" in out
     assert [len(names(tmp_path / "data" / role)) for role in ("reference_latents", "audio_masks")] == [2, 2]
     one_sentence(*call(capsys, *ask, "--reference-downscale-factor", "4"), ["64x64x17", "4"])
 
 
+# names
+
+
+def test_names_of_the_ltx_trainer_mean_the_same(capsys, place, clips, tmp_path):
+    there = ["--model-path", place.model, "--text-encoder-path", place.text_encoder, "--progress", "none"]
+    ask = ["prepare", clips, *there, "--resolution-buckets", "32x32x9", "--output-dir", tmp_path / "data"]
+    assert call(capsys, *ask)[0] == 0 and len(names(tmp_path / "data" / "latents")) == 2
+    sizes = ["--width", "32", "--height", "32", "--num-frames", "9", "--frame-rate", "24", "--inference-steps", "2"]
+    for output, ask in (("theirs", sizes), ("ours", SMALL)):
+        file = tmp_path / f"{output}.mp4"
+        assert call(capsys, "generate", "a", *there, *ask, "--no-guidance", "-o", file)[0] == 0
+    assert (tmp_path / "theirs.mp4").read_bytes() == (tmp_path / "ours.mp4").read_bytes()
+
+
+def test_files_that_an_example_cannot_know_are_options_of_training(capsys, place, tmp_path):
+    paths = {"--model-path": place.model, "--data": place.data, "--output-dir": tmp_path / "run"}
+    ask = ["tiny_t2v_lora", "--text-encoder-path", place.text_encoder, *(o for pair in paths.items() for o in pair)]
+    code, out, err = call(capsys, "config", "check", *ask)
+    said = "".join(out.split())  # long paths are wrapped
+    assert code == 0 and all(str(path) in said for path in paths.values()), err
+    one_sentence(*call(capsys, "config", "check", *ask, "--data", "/nowhere"), ["/nowhere", "ltx-nb prepare"])
+
+
+def test_the_packaged_model_has_a_name(capsys, place, clips, tmp_path):
+    ask = ["prepare", clips, "-o", tmp_path / "data", "--model", "tiny", "--resolution-buckets", "64x64x17"]
+    assert call(capsys, *ask, "--progress", "none")[0] == 0
+    ask = ["train", "tiny_lesson", "--model", "tiny", "--data", tmp_path / "data", "-o", tmp_path / "run"]
+    code, out, err = call(
+        capsys, *ask, "--set", "optimization.steps=1", "--set", "optimization.batch_size=2", "--progress", "none"
+    )
+    assert code == 0 and "1 steps done" in out, err
+    assert unfolded(str(tiny_checkpoint().model)) in unfolded(out)
+    ask = ["--width", "64", "--height", "64", "--frames", "17", "--fps", "12", "--steps", "2", "--no-guidance"]
+    ask = ["generate", "the red ball", "--model", "tiny", *ask, "-o", tmp_path / "ball.mp4", "--progress", "none"]
+    assert call(capsys, *ask)[0] == 0 and probe(tmp_path / "ball.mp4").frames == 17
+
+
+@pytest.mark.parametrize("command", ["generate", "prepare"])
+def test_a_checkpoint_needs_its_text_encoder(capsys, place, tmp_path, command):
+    one_sentence(*call(capsys, command, "a", "-o", tmp_path / "x", "--model", place.model), ["--text-encoder", "Gemma"])
+
+
 # configurations
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("lora.rank", ["int", "64"]), ("validation.samples.conditions.prefix.num_frames", ["num_frames", "int"]), ("", ["model", "lora"])]
+    ("path", "words"),
+    [
+        ("lora.rank", ["int", "64"]),
+        ("validation.samples.conditions.prefix.num_frames", ["num_frames", "int"]),
+        ("", ["model", "lora"]),
+    ],
 )
 def test_a_field_is_explained(capsys, path, words):
     code, out, _ = call(capsys, "config", "explain", *([path] if path else []))
@@ -256,7 +335,7 @@ def test_configurations_can_be_listed_shown_and_checked(capsys, place, tmp_path)
     code, out, _ = call(capsys, "config", "list")
     assert code == 0 and out.split() == example_configs()
     code, out, _ = call(capsys, "config", "show", "tiny_t2v_lora")
-    (tmp_path / "mine.yaml").write_text(out)
+    (tmp_path / "mine.yaml").write_text(out, encoding="utf-8")
     assert code == 0
     code, out, _ = call(capsys, "config", "check", tmp_path / "mine.yaml", *sets(place, tmp_path / "run"))
     assert code == 0 and "text to video with sound" in out and "run" in out
@@ -418,7 +497,7 @@ def test_bad_buckets_name_the_nearest(capsys, place, clips, tmp_path, buckets, w
     [
         (["--width", "100"], ["100", "96", "128"]),
         (["--frames", "24"], ["24", "17", "25"]),
-        (["--steps", "1"], ["steps"]),
+        (["--steps", "0"], ["steps"]),
         (["--fps", "0"], ["frame rate"]),
         (["--no-video", "--no-audio"], ["switched off"]),
         (["--lora", "none.safetensors"], ["none.safetensors"]),
@@ -464,7 +543,7 @@ def test_an_unknown_example(capsys):
 
 @pytest.mark.parametrize("content", ["optimization: [", "- a\n- b", "\x00"])
 def test_a_file_that_is_no_configuration(capsys, tmp_path, content):
-    (tmp_path / "my.yaml").write_text(content)
+    (tmp_path / "my.yaml").write_text(content, encoding="utf-8")
     one_sentence(*call(capsys, "train", tmp_path / "my.yaml"), ["my.yaml"])
 
 
@@ -502,19 +581,19 @@ def test_clips_that_cannot_be_prepared(capsys, place, clips, tmp_path, kind):
         shutil.copy(clips / "bunny_smiles.mp4", folder)
     elif kind == "output is a file":
         shutil.copytree(clips, folder)
-        output.write_text("mine")
+        output.write_text("mine", encoding="utf-8")
     ask = ["prepare", folder, "-o", output, *models(place), "--resolution-buckets", "32x32x9", "--progress", "none"]
     one_sentence(*call(capsys, *ask), words[kind])
 
 
 def test_an_output_that_cannot_be_written(capsys, place, tmp_path):
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
     ask = ["generate", "a", *models(place), *SMALL, "-o", tmp_path / "file" / "x.mp4", "--progress", "none"]
     one_sentence(*call(capsys, *ask), [str(tmp_path / "file")])
 
 
 def test_defects_of_the_program_are_not_dressed_up_as_bad_input(monkeypatch, place):
-    monkeypatch.setattr("ltx_nb.config.example_configs", lambda: 1 / 0)
+    monkeypatch.setattr("ltx_nb.config.files.example_configs", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["config", "list"])
 
@@ -523,7 +602,7 @@ def test_an_interrupt_ends_with_the_usual_code(capsys, monkeypatch):
     def press():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ltx_nb.config.example_configs", press)
+    monkeypatch.setattr("ltx_nb.config.files.example_configs", press)
     code, out, err = call(capsys, "config", "list")
     assert code == 130 and "Traceback" not in err
 
@@ -537,20 +616,39 @@ def test_an_interrupt_ends_with_the_usual_code(capsys, monkeypatch):
         ("the red ball rising at night", ["64", "64", "17", "12"], []),
         ("the orange ball rising at night", ["64", "64", "17", "12"], []),  # a word that a LoRA teaches
         ("the red rabbit rising at night", ["64", "64", "17", "12"], ["does not know 'rabbit'", "words_of()"]),
-        ("the red ball rising at night", ["32", "32", "9", "24"], ["64x64, 17 frames at 12 fps", "32x32, 9 frames at 24 fps"]),
+        (
+            "the red ball rising at night",
+            ["32", "32", "9", "24"],
+            ["64x64, 17 frames at 12 fps", "32x32, 9 frames at 24 fps"],
+        ),
     ],
 )
 def test_the_tiny_model_says_what_is_not_in_its_world(capsys, tmp_path, prompt, size, said):
     tiny = tiny_checkpoint()
     options = zip(("--width", "--height", "--frames", "--fps"), size, strict=True)
-    ask = ["--model", tiny.model, "--text-encoder", tiny.text_encoder, "--steps", "2", "--no-guidance", "--progress", "none"]
-    code, _, err = call(capsys, "generate", prompt, *ask, *(o for pair in options for o in pair), "-o", tmp_path / "clip.mp4")
+    ask = [
+        "--model",
+        tiny.model,
+        "--text-encoder",
+        tiny.text_encoder,
+        "--steps",
+        "2",
+        "--no-guidance",
+        "--progress",
+        "none",
+    ]
+    code, _, err = call(
+        capsys, "generate", prompt, *ask, *(o for pair in options for o in pair), "-o", tmp_path / "clip.mp4"
+    )
     assert code == 0 and probe(tmp_path / "clip.mp4").frames == int(size[2])
     assert all(part in err for part in said) and ("note:" in err) == bool(said)
 
 
 def test_an_unknown_stage_of_the_recipe_is_one_sentence(capsys, tmp_path):
-    one_sentence(*call(capsys, "tiny", "train", "-o", tmp_path / "r", "--stage", "decoder", "--progress", "none"), ["decoder", "vocoder"])
+    one_sentence(
+        *call(capsys, "tiny", "train", "-o", tmp_path / "r", "--stage", "decoder", "--progress", "none"),
+        ["decoder", "vocoder"],
+    )
     assert not (tmp_path / "r").exists()
 
 

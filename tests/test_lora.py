@@ -2,6 +2,8 @@ import copy
 import json
 import os
 import resource
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ltx_nb.conditions import audio_tokens, to_modality, video_tokens
-from ltx_nb.loading import CheckpointError
-from ltx_nb.lora import (
+from ltx_nb.flow.conditions import audio_tokens, to_modality, video_tokens
+from ltx_nb.loading.checkpoint import CheckpointError
+from ltx_nb.loading.lora import (
     TARGETS,
     add_lora,
     export_lora,
@@ -367,7 +369,7 @@ BAD_FILES = {
         "one of the two matrices is missing for .*attn1.to_q",
     ),
     "not a LoRA": ({"vae.decoder.conv_in.weight": torch.ones(2)}, "keys such as vae.decoder.conv_in.weight"),
-    "DoRA": (pair(Q) | {f"diffusion_model.{Q}.dora_scale": torch.ones(1)}, "keys such as .*dora_scale"),
+    "DoRA": (pair(Q) | {f"diffusion_model.{Q}.dora_scale": torch.ones(1)}, "is DoRA.*dora_scale"),
     "empty": ({}, "is empty"),
 }
 
@@ -437,3 +439,52 @@ def test_a_second_lora_on_the_same_model_is_refused():
 def test_ranks_and_alphas_that_mean_nothing_are_refused(rank, alpha, said):
     with pytest.raises(ValueError, match=said):
         add_lora(new_model(), rank, alpha)
+
+
+# the layer
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_layer_is_that_of_peft(dropout):
+    "The same numbers are drawn and the same is computed, forward and backward; PEFT is the oracle."
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names, found = [f"transformer_blocks.{i}.attn1.{p}" for i in range(2) for p in ("to_q", "to_out.0")], []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict()
+        for name in names:
+            owner = model
+            *path, leaf = name.split(".")
+            for part in path:
+                owner = owner._modules.setdefault(part, torch.nn.ModuleDict())
+            owner[leaf] = torch.nn.Linear(8, 8)
+        targets = ["attn1.to_q", "attn1.to_out.0"]
+        if ours:
+            add_lora(model, 4, 6, targets, dropout)
+        else:
+            config = LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=names, bias="none")
+            inject_adapter_in_model(config, model)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        drawn = {name: p.detach().clone() for name, p in trained.items()}
+        for p in trained.values():
+            torch.nn.init.normal_(p)
+        x = torch.randn(5, 8)
+        for name in names:
+            x = model.get_submodule(name)(x)
+        found.append((drawn, x, torch.autograd.grad(x.sum(), list(trained.values()))))
+    (drawn, out, grads), (their_drawn, their_out, their_grads) = found
+    assert drawn.keys() == their_drawn.keys() and all(torch.equal(drawn[name], their_drawn[name]) for name in drawn)
+    assert torch.equal(out, their_out) and all(map(torch.equal, grads, their_grads))
+
+
+def test_a_lora_needs_neither_peft_nor_what_peft_brings(tmp_path):
+    "PEFT imports bitsandbytes, which prints to every user of a CPU and asks a network for code."
+    code = (
+        "import sys, torch; from ltx_nb import add_lora; from ltx_nb.loading.lora import save_lora\n"
+        "model = torch.nn.ModuleDict({'to_k': torch.nn.Linear(4, 4)})\n"
+        "add_lora(model, 2, target_modules=['to_k']); save_lora(model, sys.argv[1])\n"
+        "print(sorted({'peft', 'bitsandbytes', 'kernels'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.safetensors"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

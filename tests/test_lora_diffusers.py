@@ -9,8 +9,8 @@ from diffusers import LTX2VideoTransformer3DModel
 from diffusers.loaders import LTX2LoraLoaderMixin
 from peft.tuners.lora import LoraLayer
 
-from ltx_nb.conditions import audio_tokens, to_modality, video_tokens
-from ltx_nb.lora import TARGETS, add_lora, lora_layers, read_lora, save_lora
+from ltx_nb.flow.conditions import audio_tokens, to_modality, video_tokens
+from ltx_nb.loading.lora import TARGETS, add_lora, lora_layers, read_lora, save_lora
 from ltx_nb.model.transformer import LTXModel, Modality
 from ltx_nb.tiny.checkpoint import tiny_header
 

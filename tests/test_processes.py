@@ -7,12 +7,20 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from tiny_processes import COUNT, HALF, OPTIONS, SAMPLES, STEPS, by_hand, launched, ran, without
-from tiny_runs import make_place, make_trainer
+from tiny_runs import make_place, make_trainer, one_thread
 
-from ltx_nb.lora import read_lora
-from ltx_nb.processes import check_distribution
+from ltx_nb.loading.lora import read_lora
+from ltx_nb.training.processes import check_distribution
 
 RUNS = {"whole": OPTIONS, "resumed": OPTIONS | {"resume": "whole"}, "stopped": OPTIONS | {"stop_after": 1}}
+RUNS |= {"died": OPTIONS | {"dies_in": HALF + 1, "checkpoints__interval": None}, "again": OPTIONS | {"resume": "died"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_launched():
+    "One thread, as in the processes that are launched here: bytes are compared."
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def runs(place, tmp_path_factory):
 
 def test_all_processes_hold_the_same_weights_and_say_the_same(runs):
     for first, second in runs.values():
-        assert without(first, "noise") == without(second, "noise")
+        assert without(first, "noise", "error") == without(second, "noise", "error")
 
 
 def test_processes_draw_different_noise(runs):
@@ -37,9 +45,13 @@ def test_processes_draw_different_noise(runs):
 
 def test_two_processes_make_the_step_that_one_makes_of_both_batches(place, runs, tmp_path):
     trainer, losses, norms, average = by_hand(place, tmp_path, **OPTIONS)
-    assert runs["whole"][0]["losses"] == pytest.approx(losses, rel=1e-5) and runs["whole"][0]["norms"] == pytest.approx(norms, rel=1e-5)
+    # Half the sum of two gradients, or the sum of two halves: float32 rounds at 6e-8, and four steps add it up. The gradient of
+    # one clip only, or the sum of both, is off by half and more.
+    for name, numbers in (("losses", losses), ("norms", norms)):
+        assert runs["whole"][0][name] == pytest.approx(numbers, rel=1e-5)
     saved = read_lora(runs["whole"][0]["checkpoint"])[0]
     for name, (A, B) in saved.items():
+        # moves of 3e-3; where a gradient is a rounding away from zero, Adam's move is chance, but small beside the weight
         scale = trainer.model.get_submodule(name).scaling["default"]
         torch.testing.assert_close(A, average[f"{name}.lora_A.default.weight"], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(B, average[f"{name}.lora_B.default.weight"] * scale, rtol=1e-3, atol=1e-6)
@@ -47,14 +59,19 @@ def test_two_processes_make_the_step_that_one_makes_of_both_batches(place, runs,
 
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(runs):
     whole, resumed = runs["whole"][0], runs["resumed"][0]
-    assert all(resumed[name] == whole[name] for name in ("weights", "average")) and resumed["losses"] == whole["losses"][HALF:]
+    assert (
+        all(resumed[name] == whole[name] for name in ("weights", "average"))
+        and resumed["losses"] == whole["losses"][HALF:]
+    )
 
 
 def test_samples_are_dealt_out_and_are_those_that_one_process_makes(place, runs, tmp_path):
     paths = [Path(path) for path in runs["whole"][0]["samples"]]
     assert [path.stem.rsplit("_", 1)[1] for path in paths] == [str(n + 1) for n in range(SAMPLES)]
-    alone = make_trainer(place, tmp_path, **OPTIONS, model__load_checkpoint=runs["whole"][0]["checkpoint"], checkpoints__no_resume=True)
-    alone.load().step = STEPS
+    alone = make_trainer(
+        place, tmp_path, **OPTIONS, model__load_checkpoint=runs["whole"][0]["checkpoint"], checkpoints__no_resume=True
+    )
+    alone.load().state.step = STEPS
     assert [path.read_bytes() for path in alone.validate()] == [path.read_bytes() for path in paths]
 
 
@@ -78,3 +95,14 @@ def test_the_command_speaks_once(place, tmp_path):
 def test_other_ways_of_using_several_gpus_are_refused():
     with pytest.raises(NotImplementedError, match="DEEPSPEED; this library knows.*accelerate ddp.*fsdp"):
         check_distribution(SimpleNamespace(distributed_type=DistributedType.DEEPSPEED))
+
+
+def test_where_one_process_fails_all_of_them_save_end_and_go_on_to_the_same_bits(runs):
+    died, again, whole = runs["died"], runs["again"], runs["whole"]
+    assert [run["error"] for run in died] == [
+        "OtherProcessFailed: process 1 of 2 failed: ValueError: out of luck", "ValueError: out of luck",
+    ]  # fmt: skip
+    assert all(run["steps"] == HALF and Path(run["checkpoint"]).exists() for run in died)
+    for name in "weights", "average":
+        assert [run[name] for run in again] == [run[name] for run in whole]
+    assert again[0]["losses"] == whole[0]["losses"][HALF:]

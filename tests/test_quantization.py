@@ -7,20 +7,28 @@ import torch
 from tiny_runs import make_place, make_trainer, same, train
 from torch import nn
 
-from ltx_nb.data.store import collate
-from ltx_nb.latents import ConfigError
-from ltx_nb.loading import load_transformer
-from ltx_nb.lora import TARGETS, add_lora, fuse_lora, read_lora
+from ltx_nb.data.batches import collate
+from ltx_nb.model.latents import ConfigError
+from ltx_nb.loading.checkpoint import load_transformer
+from ltx_nb.loading.lora import TARGETS, add_lora, fuse_lora, read_lora
 from ltx_nb.model.attention import project
-from ltx_nb.quantization import (
+from ltx_nb.loading.quantization import (
     FORMATS, QuantizedLinear, dequantize, find_format, memory_note, precision_report, quantize, quantize_model,
 )  # fmt: skip
 from ltx_nb.tiny.checkpoint import make_tiny_checkpoint
-from ltx_nb.training import sample_losses, trained_parameters
-from ltx_nb.validation import generate
+from ltx_nb.training.held_out import sample_losses
+from ltx_nb.training.validation import generate
+from ltx_nb.training.weights import trained_parameters
 
 BYTES = {"int8": 1, "fp8": 1, "fp8uz": 1, "nf4": 0.5, "int4": 0.5, "int2": 0.25}  # of a code
-ERRORS = {"int8": 0.01, "fp8": 0.03, "fp8uz": 0.03, "nf4": 0.1, "int4": 0.12, "int2": 0.55}  # of normally distributed weights
+ERRORS = {
+    "int8": 0.01,
+    "fp8": 0.03,
+    "fp8uz": 0.03,
+    "nf4": 0.1,
+    "int4": 0.12,
+    "int2": 0.55,
+}  # of normally distributed weights
 SPARED = ("adaln_single", "patchify_proj", "proj_out", "caption_projection", "to_gate_logits", "norm", "table", "bias")
 STEPS = 4
 
@@ -91,10 +99,14 @@ def test_every_weight_goes_to_the_nearest_level(name):
 
 def test_nf4_is_the_format_of_bitsandbytes():
     functional = pytest.importorskip("bitsandbytes.functional")
-    weight = normal(32, 256).bfloat16().float()  # so that its scales, the largest weights, are what is kept of them here
+    weight = (
+        normal(32, 256).bfloat16().float()
+    )  # so that its scales, the largest weights, are what is kept of them here
     codes, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
     torch.testing.assert_close(torch.tensor(FORMATS["nf4"].levels), state.code.cpu(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(there_and_back(weight, "nf4"), functional.dequantize_4bit(codes, state), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        there_and_back(weight, "nf4"), functional.dequantize_4bit(codes, state), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -114,7 +126,7 @@ def test_zeros_stay_zeros_and_extremes_stay_finite(name):
 
 
 def test_an_unknown_format_is_named_before_anything_is_loaded(place, monkeypatch):
-    monkeypatch.setattr("ltx_nb.loading.stream_tensors", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("ltx_nb.loading.checkpoint.stream_tensors", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match="no format 'int3'.*int8, fp8"):
         load_transformer(place.model, quantization="int3")
 
@@ -181,7 +193,10 @@ def test_w47_layers_are_chosen_by_their_whole_name_in_both_streams(model_path, n
 def test_a_report_counts_every_weight(place):
     model = load_transformer(place.model)
     weights, size = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
-    assert (sum(r.weights for r in precision_report(model)), sum(r.bytes for r in precision_report(model))) == (weights, size)
+    assert (sum(r.weights for r in precision_report(model)), sum(r.bytes for r in precision_report(model))) == (
+        weights,
+        size,
+    )
     quantized = quantize_model(model, "nf4")
     add_lora(quantized, 2)
     report = precision_report(quantized)
@@ -191,11 +206,15 @@ def test_a_report_counts_every_weight(place):
 
 @pytest.mark.parametrize("name", ["int8", "fp8", "nf4"])
 def test_a_quantized_model_is_the_dense_one_with_rounded_weights(place, name):
-    trainer = make_trainer(place, place.folder / name, acceleration__quantization=name, lora__target_modules=TARGETS["all"]).load()
+    trainer = make_trainer(
+        place, place.folder / name, acceleration__quantization=name, lora__target_modules=TARGETS["all"]
+    ).load()
     batch, found = collate([trainer.dataset[0]]), []
     for model in trainer.model, dense_twin(trainer.model):
         adapters = list(trained_parameters(model).values())
-        loss = sample_losses(model, trainer.strategy, batch, trainer.timesteps, torch.Generator().manual_seed(0))[0].mean()
+        loss = sample_losses(
+            model, trainer.strategy, batch, trainer.run.data.timesteps, torch.Generator().manual_seed(0)
+        )[0].mean()
         found.append((loss, *torch.autograd.grad(loss, adapters)))
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-7)
@@ -218,12 +237,16 @@ def test_names_of_the_reference_trainer_mean_the_same_formats():
 
 def test_training_beside_quantized_weights(place, trained, tmp_path):
     trainer, reports = trained
-    assert any("int8 for" in text for text in trainer.progress.view.texts)
+    assert any("int8 for" in text for text in trainer.runtime.progress.view.texts)
     _, dense_reports = train(place, tmp_path / "dense", optimization__steps=STEPS)
     losses = [[report.losses["loss"].item() for report in found] for found in (reports, dense_reports)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
     frozen = load_transformer(place.model, dtype=torch.float32, quantization="int8").state_dict()
-    state = {name.replace(".base_layer", ""): value for name, value in trainer.model.state_dict().items() if "lora_" not in name}
+    state = {
+        name.replace(".base_layer", ""): value
+        for name, value in trainer.model.state_dict().items()
+        if "lora_" not in name
+    }
     assert same(state, frozen)
     assert all(B.abs().max() > 0 for _, B in read_lora(reports[-1].checkpoint)[0].values())
 
@@ -246,11 +269,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(place, trained, tmp_path):
 
 def test_a_configuration_of_the_reference_trainer_is_told_what_it_gets(place, tmp_path):
     trainer = make_trainer(place, tmp_path, acceleration__quantization="int8-quanto").load()
-    assert any("int8 for" in text and "optimum-quanto is not used" in text for text in trainer.progress.view.texts)
+    assert any(
+        "int8 for" in text and "optimum-quanto is not used" in text for text in trainer.runtime.progress.view.texts
+    )
 
 
 def test_full_fine_tuning_is_refused(place, tmp_path):
-    with pytest.raises(ConfigError, match="acceleration.quantization: given 'int8-quanto', but model.training_mode is full"):
+    with pytest.raises(
+        ConfigError, match="acceleration.quantization: given 'int8-quanto', but model.training_mode is full"
+    ):
         make_trainer(place, tmp_path, model__training_mode="full", lora=None, acceleration__quantization="int8-quanto")
 
 
@@ -261,7 +288,9 @@ def test_a_lora_on_quantized_weights_generates(place, trained):
     dense, without = make(), make(quantization="int8")
     fused, beside = make(lora=lora, lora_strength=8.0), make(lora=lora, lora_strength=8.0, quantization="int8")
     assert (beside - fused).abs().mean() < (without - fused).abs().mean()
-    assert (without - dense).abs().mean() < 8 and torch.equal(make(lora=lora, lora_strength=0.0, quantization="int8"), without)
+    assert (without - dense).abs().mean() < 8 and torch.equal(
+        make(lora=lora, lora_strength=0.0, quantization="int8"), without
+    )
 
 
 def test_a_lora_is_not_lost_in_coarse_weights(place, trained):

@@ -5,12 +5,12 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ltx_nb.conditions import Condition
+from ltx_nb.flow.conditions import Condition
 from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
-from ltx_nb.data.prepare import encode_pictures, encode_sound
-from ltx_nb.latents import audio_latent_length
-from ltx_nb.request import FROZEN, Request, beside, encode_media, read_media
-from ltx_nb.strategies import read_streams
+from ltx_nb.data.encode import encode_pictures, encode_sound
+from ltx_nb.model.latents import audio_latent_length
+from ltx_nb.training.request import FROZEN, Request, beside, encode_media, read_media
+from ltx_nb.flow.strategies import read_streams
 from ltx_nb.tiny.checkpoint import tiny_checkpoint
 from ltx_nb.tiny.measure import load_world_model
 from ltx_nb.tiny.world import TINY, Scene, render
@@ -18,7 +18,9 @@ from ltx_nb.tiny.world import TINY, Scene, render
 PROMPT = "a red ball, a whistle"
 WIDTH, HEIGHT, FRAMES, FPS = 64, 64, 17, 12
 GRID, STEPS = (3, 2, 2), audio_latent_length(FRAMES / FPS)
-STORED = 0.02  # latents are stored in bfloat16
+# Latents are stored in bfloat16. Another order of summation lets single numbers round the other way, by 2**-8 of their size at
+# most: 1e-5 in the mean here. A film that is read one frame late gives 0.1, another stream's numbers 1.
+STORED = 2**-8
 SCENE = Scene.seen("red", "ball", "right", "day")
 
 
@@ -28,15 +30,21 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     frames, sound = (made[0] for made in render([SCENE]))
     write_video(folder / "film.mp4", frames, FPS, sound, TINY.sample_rate)
-    write_video(folder / "long.mp4", torch.cat([frames, frames.flip(0)]), FPS, torch.cat([sound, sound.flip(1)], 1), TINY.sample_rate)
+    write_video(
+        folder / "long.mp4",
+        torch.cat([frames, frames.flip(0)]),
+        FPS,
+        torch.cat([sound, sound.flip(1)], 1),
+        TINY.sample_rate,
+    )
     write_video(folder / "silent.mp4", frames, FPS)
     write_video(folder / "short.mp4", frames[:6], FPS, sound[:, : TINY.sample_rate // 2], TINY.sample_rate)
     write_sound(folder / "sound.wav", sound, TINY.sample_rate)
-    write_image(folder / "picture.png", frames[0])
+    write_image(folder / "picture.png", read_video(folder / "film.mp4", sound=False).frames[0])  # as it was compressed
     left = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
     left[:, :, : WIDTH // 2] = 255
     write_image(folder / "left.png", left)
-    (folder / "middle.txt").write_text("0.4-0.8")
+    (folder / "middle.txt").write_text("0.4-0.8", encoding="utf-8")
     return folder
 
 
@@ -49,15 +57,24 @@ def encoders():
 def ask(files, *conditions, **options):
     "A request whose conditions name files of the folder."
     named = [{k: str(files / v) if isinstance(v, str) and "." in v else v for k, v in c.items()} for c in conditions]
-    return Request(PROMPT, **{"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "fps": FPS, "conditions": named} | options)
+    return Request(
+        PROMPT, **{"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "fps": FPS, "conditions": named} | options
+    )
 
 
 def whole(files, encoders, stream, name):
     "Latents of all of a film, or of all of a sound."
     if stream == "video":
-        return encode_pictures(encoders["video"], read_video(files / name, 0, FRAMES, FPS, (WIDTH, HEIGHT), False))[0]["latents"].float()
+        return encode_pictures(encoders["video"], read_video(files / name, 0, FRAMES, FPS, (WIDTH, HEIGHT), False))[0][
+            "latents"
+        ].float()
     seconds = Fraction(FRAMES, FPS)
     return encode_sound(encoders["audio"], *read_sound(files / name, 0, seconds), seconds)[0]["latents"]
+
+
+def off(one, other):
+    "How far apart some numbers are, relative to their size."
+    return ((one - other).abs().mean() / other.abs().mean()).item()
 
 
 def given_cells(media, record):
@@ -84,7 +101,9 @@ INSIDE = [
 ]
 
 
-@pytest.mark.parametrize(("condition", "stream", "count"), INSIDE, ids=lambda v: v.get("type") if isinstance(v, dict) else str(v))
+@pytest.mark.parametrize(
+    ("condition", "stream", "count"), INSIDE, ids=lambda v: v.get("type") if isinstance(v, dict) else str(v)
+)
 def test_what_is_given_has_the_latents_of_the_whole_clip(files, encoders, condition, stream, count):
     "W52-W57: a validation clip and a training clip are the same record."
     media = read_media(ask(files, condition))
@@ -93,7 +112,7 @@ def test_what_is_given_has_the_latents_of_the_whole_clip(files, encoders, condit
     per_token = 1 if stream == "video" else latents.shape[-1]
     assert int(given.sum()) == count * per_token
     truth = whole(files, encoders, stream, condition.get("image_or_video") or condition[stream])
-    assert (latents - truth)[:, given].abs().mean() < STORED
+    assert off(latents[:, given], truth[:, given]) < STORED
     assert not latents[:, ~given].any()
     other = "audio" if stream == "video" else "video"
     assert not given_cells(media, record)[other][1].any()
@@ -113,7 +132,12 @@ def test_a_mask_keeps_cells_by_the_rule_of_its_dataset(files, tmp_path, rule, co
     picture = torch.zeros(3, 64, 128, dtype=torch.uint8)
     picture[:, :, :56] = picture[:, :, 64:72] = 255
     write_image(tmp_path / "mask.png", picture)
-    condition = {"type": "mask", "video": str(files / "film.mp4"), "mask": str(tmp_path / "mask.png"), "mask_keep": rule}
+    condition = {
+        "type": "mask",
+        "video": str(files / "film.mp4"),
+        "mask": str(tmp_path / "mask.png"),
+        "mask_keep": rule,
+    }
     request = Request(PROMPT, width=128, height=64, frames=17, fps=12, conditions=[condition])
     mask = read_media(request).record["video_masks"]["mask"][0]
     assert mask.any(0).any(0).sum() == columns
@@ -152,9 +176,14 @@ def test_the_order_of_conditions_does_not_matter(files, encoders, first):
 
 def test_two_masks_and_two_references_do_not_meet(files, encoders):
     (files / "end.txt").write_text("1.0-1.2")
-    media = read_media(ask(files, *[{"type": "mask", "audio": "sound.wav", "mask": f"{name}.txt"} for name in ("middle", "end")]))
+    media = read_media(
+        ask(files, *[{"type": "mask", "audio": "sound.wav", "mask": f"{name}.txt"} for name in ("middle", "end")])
+    )
     record = encode_media(media, encoders)
-    assert record["audio_masks"]["mask"].sum() + record["audio_masks_2"]["mask"].sum() == given_cells(media, record)["audio"][1][:, 0].sum()
+    assert (
+        record["audio_masks"]["mask"].sum() + record["audio_masks_2"]["mask"].sum()
+        == given_cells(media, record)["audio"][1][:, 0].sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +191,12 @@ def test_two_masks_and_two_references_do_not_meet(files, encoders):
     [
         ({"num_frames": 8}, "long.mp4", 1, range(17)),  # as in training: the end of the file's first 17 frames
         ({}, "short.mp4", None, None),  # six frames are less than eight
-        ({"num_frames": 8, "start": 9 / 12}, "film.mp4", 1, [9, *range(9, 17)]),  # nothing stands before: the first frame twice
+        (
+            {"num_frames": 8, "start": 9 / 12},
+            "film.mp4",
+            1,
+            [9, *range(9, 17)],
+        ),  # nothing stands before: the first frame twice
         ({"num_frames": 8, "start": 4 / 12}, "film.mp4", 1, range(8, 17)),
     ],
 )
@@ -191,14 +225,26 @@ def test_a_prefix_without_a_length_gives_all_whole_latent_frames_of_a_shorter_fi
     ("condition", "options", "message"),
     [
         ({"type": "prefix", "video": "film.mp4"}, {}, "film.mp4 is as long as the clip.*num_frames: 9 or less"),
-        ({"type": "prefix", "video": "film.mp4", "num_frames": 17}, {}, "nothing is left to generate.*12 tokens.*prefix gives 12"),
+        (
+            {"type": "prefix", "video": "film.mp4", "num_frames": 17},
+            {},
+            "nothing is left to generate.*12 tokens.*prefix gives 12",
+        ),
         ({"type": "prefix", "video": "film.mp4", "num_frames": 10}, {}, "prefix.*num_frames is 10.*9 or 17"),
         ({"type": "suffix", "video": "film.mp4", "num_frames": 9}, {}, "suffix.*num_frames is 9.*8 or 16"),
         ({"type": "prefix", "video": "short.mp4", "num_frames": 9}, {}, "9 frames.*has 6"),
         ({"type": "prefix", "audio": "sound.wav", "duration": 3.0}, {}, "1.42 s of sound, and 3.00 s are needed"),
         ({"type": "prefix", "audio": "sound.wav"}, {}, "nothing is left to generate.*35 tokens"),
-        ({"type": "spatial_crop", "video": "short.mp4", "spatial_region": [0, 0, 64, 32]}, {}, "short.mp4 has 6 frames at 12 fps, and 17"),
-        ({"type": "spatial_crop", "video": "film.mp4", "spatial_region": [0, 0, 64, 64]}, {}, "nothing is left to generate"),
+        (
+            {"type": "spatial_crop", "video": "short.mp4", "spatial_region": [0, 0, 64, 32]},
+            {},
+            "short.mp4 has 6 frames at 12 fps, and 17",
+        ),
+        (
+            {"type": "spatial_crop", "video": "film.mp4", "spatial_region": [0, 0, 64, 64]},
+            {},
+            "nothing is left to generate",
+        ),
         ({"type": "spatial_crop", "video": "film.mp4", "spatial_region": [0, 0, 20, 20]}, {}, "no whole cell"),
         ({"type": "mask", "video": "picture.png", "mask": "left.png"}, {}, "picture.png is one picture, and 17"),
         ({"type": "video_to_audio", "video": "short.mp4"}, {}, "short.mp4 has 6 frames"),
@@ -216,12 +262,28 @@ def test_what_cannot_be_given_is_refused_with_numbers(files, condition, options,
 @pytest.mark.parametrize(
     ("conditions", "options", "message"),
     [
-        ([{"type": "prefix", "audio": "sound.wav"}], {"audio": False}, "prefix gives a part of the audio, but the request makes no audio"),
+        (
+            [{"type": "prefix", "audio": "sound.wav"}],
+            {"audio": False},
+            "prefix gives a part of the audio, but the request makes no audio",
+        ),
         ([{"type": "video_to_audio", "video": "film.mp4"}], {"audio": False}, "all of the video is given"),
-        ([{"type": "video_to_audio", "video": "film.mp4"}, {"type": "first_frame", "image_or_video": "film.mp4"}], {}, "remove first_frame"),
-        ([{"type": "video_to_audio", "video": "film.mp4"}, {"type": "audio_to_video", "audio": "film.mp4"}], {}, "nothing is left"),
+        (
+            [{"type": "video_to_audio", "video": "film.mp4"}, {"type": "first_frame", "image_or_video": "film.mp4"}],
+            {},
+            "remove first_frame",
+        ),
+        (
+            [{"type": "video_to_audio", "video": "film.mp4"}, {"type": "audio_to_video", "audio": "film.mp4"}],
+            {},
+            "nothing is left",
+        ),
         ([{"type": "mask", "video": "film.mp4"}], {}, "mask: missing"),
-        ([{"type": "mask", "audio": "sound.wav", "mask": "middle.txt", "mask_keep": "any"}], {}, "mask_keep: a step of sound is kept or not"),
+        (
+            [{"type": "mask", "audio": "sound.wav", "mask": "middle.txt", "mask_keep": "any"}],
+            {},
+            "mask_keep: a step of sound is kept or not",
+        ),
         ([{"type": "mask", "video": "film.mp4", "mask": "left.png", "mask_keep": "most"}], {}, "mask_keep"),
         ([{"type": "masc", "video": "film.mp4"}], {}, "masc"),
         ([{"type": "prefix", "video": "film.mp4", "frames": 9}], {}, "did you mean num_frames"),
@@ -255,7 +317,7 @@ def test_mono_becomes_stereo_as_in_a_preparation(files, encoders):
     media = read_media(ask(files, {"type": "audio_to_video", "audio": "mono.wav"}))
     record = encode_media(media, encoders)
     both, _ = encode_sound(encoders["audio"], sound[:1].expand(2, -1), rate, Fraction(FRAMES, FPS))
-    assert torch.allclose(record["audio_latents"]["latents"][0], both["latents"], atol=0.02)
+    assert off(record["audio_latents"]["latents"][0], both["latents"].float()) < STORED
 
 
 def test_films_are_read_at_the_rate_of_the_request(files):
@@ -267,7 +329,12 @@ def test_films_are_read_at_the_rate_of_the_request(files):
 
 @pytest.mark.parametrize("slowdown", [1, 2])
 def test_a_reference_beside_the_result_lasts_as_long_as_it_counts(files, slowdown):
-    media = read_media(ask(files, {"type": "reference", "video": "film.mp4", "temporal_scale_factor": slowdown, "include_in_output": True}))
+    media = read_media(
+        ask(
+            files,
+            {"type": "reference", "video": "film.mp4", "temporal_scale_factor": slowdown, "include_in_output": True},
+        )
+    )
     shown, read = beside(media), media.parts[0].clip.frames
     assert shown.shape == (FRAMES, 3, HEIGHT, WIDTH) and len(read) == (FRAMES - 1) // slowdown + 1
     held = [0] + [1 + i // slowdown for i in range(FRAMES - 1)]

@@ -12,14 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ltx_nb.conditions import append_reference, video_tokens
-from ltx_nb.data.clips import Bucket, example_clips, parse_buckets, plan_clip
+from ltx_nb.flow.conditions import append_reference, video_tokens
+from ltx_nb.data.clips import Bucket, Sample, check_sample, example_clips, parse_buckets, plan_clip
 from ltx_nb.data.media import MediaError, probe, read_video, write_image, write_sound, write_video
 from ltx_nb.data.roles import (
-    check_reference_size, kept_steps, loud_steps, pool_video_mask, read_audio_mask, read_reference, read_video_mask,
-    reference_frames, reference_step,
+    check_reference_size,
+    kept_steps,
+    loud_steps,
+    pool_video_mask,
+    read_audio_mask,
+    read_reference,
+    read_video_mask,
+    reference_frames,
+    reference_step,
 )
-from ltx_nb.latents import ScaleFactors, audio_positions, latent_shape
+from ltx_nb.model.latents import ScaleFactors, audio_positions, latent_shape
 
 RATE = Fraction(24)
 SMALL = ScaleFactors(4, 16, 16)
@@ -77,11 +84,13 @@ def brute_force(mask, factors, keep):
 
 
 @pytest.mark.parametrize("keep", ["all", "majority", "any"])
-@pytest.mark.parametrize(("factors", "shape"), [(ScaleFactors(), (17, 64, 96)), (SMALL, (9, 32, 16)), (ScaleFactors(2, 4, 8), (1, 8, 8))])
+@pytest.mark.parametrize(
+    ("factors", "shape"), [(ScaleFactors(), (17, 64, 96)), (SMALL, (9, 32, 16)), (ScaleFactors(2, 4, 8), (1, 8, 8))]
+)
 def test_pooling_is_that_of_every_cell_by_itself(keep, factors, shape):
     """W11: causal groups, and a cell is kept only if all of its pixels are, unless another rule is asked for."""
     coarse = torch.rand(shape[0], shape[1] // 4, shape[2] // 4, generator=torch.Generator().manual_seed(shape[0]))
-    mask = (coarse ** 0.2).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    mask = (coarse**0.2).repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert torch.equal(pool_video_mask(mask, factors, keep), brute_force(mask, factors, keep))
     assert pool_video_mask(mask, factors, keep).dtype == torch.uint8
 
@@ -97,7 +106,9 @@ def test_one_frame_concerns_the_latent_frame_that_holds_it(frame, time):
 
 
 def test_half_is_not_kept_and_an_unknown_rule_is_named():
-    assert not pool_video_mask(torch.full((1, 32, 32), 0.5)).any() and pool_video_mask(torch.full((1, 32, 32), 0.51)).all()
+    assert (
+        not pool_video_mask(torch.full((1, 32, 32), 0.5)).any() and pool_video_mask(torch.full((1, 32, 32), 0.51)).all()
+    )
     with pytest.raises(ValueError, match="all, majority, any; got 'most'"):
         pool_video_mask(torch.ones(1, 32, 32), keep="most")
     with pytest.raises(ValueError, match="nearest"):
@@ -129,7 +140,9 @@ def test_mask_of_the_buckets_shape_is_taken_as_cropped(films):
     assert read_video_mask(painted(films, "bucket.png", picture), plan).tolist() == [[[1, 0]]] * 2
 
 
-@pytest.mark.parametrize(("start", "fps", "rate", "frame"), [(0, None, 24, 9), (0.25, None, 24, 15), (0, "12", 24, 18), (0.25, 12, 48, 48)])
+@pytest.mark.parametrize(
+    ("start", "fps", "rate", "frame"), [(0, None, 24, 9), (0.25, None, 24, 15), (0, "12", 24, 18), (0.25, 12, 48, 48)]
+)
 def test_film_mask_is_read_in_the_window_of_its_clip(films, start, fps, rate, frame):
     "The mask lets go from the tenth frame of the window on, whatever its own rate."
     plan = plan_of(films, start=start, fps=fps)
@@ -155,16 +168,24 @@ def test_grey_is_the_mean_of_the_colours(films):
     assert read_video_mask(write_image(films / "colours.png", yellow), plan_of(films))[0].tolist() == [[1, 0], [1, 0]]
 
 
-@pytest.mark.parametrize(("kind", "expected", "words"), [
-    ("missing", "missing", "does not exist"), ("text", "corrupt", "cannot be decoded"), ("empty", "corrupt", "0 bytes"),
-    ("sound", "no video", "sound only"), ("wide", "other shape", "128x64, its clip 80x64"), ("white", "keeps all", "all of the 12"),
-    ("black", "keeps nothing", "none of the 12"), ("short", "too short", "12 frames at 24 fps .*0.50 s.* 17 .*0.71 s"),
-    ("thin", "keeps nothing", "2% of it is white.*'any'"),
-])
+@pytest.mark.parametrize(
+    ("kind", "expected", "words"),
+    [
+        ("missing", "missing", "does not exist"),
+        ("text", "corrupt", "cannot be decoded"),
+        ("empty", "corrupt", "0 bytes"),
+        ("sound", "no video", "sound only"),
+        ("wide", "other shape", "128x64, its clip 80x64"),
+        ("white", "keeps all", "all of the 12"),
+        ("black", "keeps nothing", "none of the 12"),
+        ("short", "too short", "12 frames at 24 fps .*0.50 s.* 17 .*0.71 s"),
+        ("thin", "keeps nothing", "2% of it is white.*'any'"),
+    ],
+)
 def test_bad_video_masks_are_refused_with_numbers(films, kind, expected, words):
     path = films / f"{kind}.png"
     if kind == "text":
-        path.write_text("no picture")
+        path.write_text("no picture", "utf-8")
     elif kind == "empty":
         path.touch()
     elif kind == "sound":
@@ -200,9 +221,9 @@ TEXTS = "0.5-1.2; 2-", "2 - 99, 0.5-0.8;0.7-1.2", "[[0.5, 1.2], [2, null]]", [[0
 def test_every_way_to_write_the_same_mask(tmp_path):
     one = read_audio_mask(TEXTS[0], 75)
     assert (one.sum(), one.dtype, one.shape) == (40, torch.uint8, (75,))
-    (tmp_path / "a.txt").write_text("0.5-1.2\n2-\n")
-    (tmp_path / "a.json").write_text(json.dumps([[0.5, 1.2], [2, None]]))
-    (tmp_path / "b.json").write_text(json.dumps({"intervals": "0.5-1.2; 2-"}))
+    (tmp_path / "a.txt").write_text("0.5-1.2\n2-\n", "utf-8")
+    (tmp_path / "a.json").write_text(json.dumps([[0.5, 1.2], [2, None]]), "utf-8")
+    (tmp_path / "b.json").write_text(json.dumps({"intervals": "0.5-1.2; 2-"}), "utf-8")
     torch.save(one.float(), tmp_path / "a.pt")
     torch.save({"rate": torch.ones(1), "mask": one.bool()[None]}, tmp_path / "b.pt")
     save_file({"anything": torch.cat([one.float(), torch.ones(1)])}, tmp_path / "a.safetensors")  # one step more
@@ -236,16 +257,26 @@ def test_sound_masks_are_read_in_the_window_and_the_louder_channel_counts(tmp_pa
     assert reason(read_audio_mask, quiet, 30, 0.4)[0] == "keeps nothing"
 
 
-@pytest.mark.parametrize(("source", "steps", "start", "expected", "words"), [
-    ("nowhere.wav", 25, 0, "missing", "does not exist"), ("3-2", 25, 0, "corrupt", "smaller to a larger"),
-    ([], 25, 0, "corrupt", "no list"), ([[0, 1, 2]], 25, 0, "corrupt", "no list"), ("0-9", 25, 0, "keeps all", "25 latent steps"),
-    ("0-1", 25, 2.0, "keeps nothing", "begins at 2.00 s"), ("text.wav", 25, 0, "corrupt", "cannot be decoded"),
-    ("text.pt", 25, 0, "corrupt", "tensor"), ("text.txt", 25, 0, "corrupt", "no intervals"), ("text.json", 25, 0, "corrupt", "text.json"),
-    ("list.pt", 40, 0, "other length", "25 values.*40 latent steps"), ("tone.wav", 50, 2.0, "too short", "ends at 3.00 s.*3.97 s"),
-])
+@pytest.mark.parametrize(
+    ("source", "steps", "start", "expected", "words"),
+    [
+        ("nowhere.wav", 25, 0, "missing", "does not exist"),
+        ("3-2", 25, 0, "corrupt", "smaller to a larger"),
+        ([], 25, 0, "corrupt", "no list"),
+        ([[0, 1, 2]], 25, 0, "corrupt", "no list"),
+        ("0-9", 25, 0, "keeps all", "25 latent steps"),
+        ("0-1", 25, 2.0, "keeps nothing", "begins at 2.00 s"),
+        ("text.wav", 25, 0, "corrupt", "cannot be decoded"),
+        ("text.pt", 25, 0, "corrupt", "tensor"),
+        ("text.txt", 25, 0, "corrupt", "no intervals"),
+        ("text.json", 25, 0, "corrupt", "text.json"),
+        ("list.pt", 40, 0, "other length", "25 values.*40 latent steps"),
+        ("tone.wav", 50, 2.0, "too short", "ends at 3.00 s.*3.97 s"),
+    ],
+)
 def test_bad_audio_masks_are_refused_with_numbers(tmp_path, source, steps, start, expected, words):
     for suffix in "wav", "pt", "txt", "json":
-        (tmp_path / f"text.{suffix}").write_text("nothing")
+        (tmp_path / f"text.{suffix}").write_text("nothing", "utf-8")
     torch.save(torch.ones(25), tmp_path / "list.pt")
     write_sound(tmp_path / "tone.wav", tone(300)[None], 16000)
     given_file = isinstance(source, str) and "." in source
@@ -257,7 +288,9 @@ def test_bad_audio_masks_are_refused_with_numbers(tmp_path, source, steps, start
 # references
 
 
-@pytest.mark.parametrize(("bucket", "downscale", "slowdown"), [("64x64x17", 1, 1), ("64x64x33", 2, 2), ("64x64x33", 2, 4), ("64x64x1", 2, 3)])
+@pytest.mark.parametrize(
+    ("bucket", "downscale", "slowdown"), [("64x64x17", 1, 1), ("64x64x33", 2, 2), ("64x64x33", 2, 4), ("64x64x1", 2, 3)]
+)
 def test_reference_frames_stand_beside_those_of_the_clip(films, bucket, downscale, slowdown):
     "Same window, smaller and sparser; and the positions that the model is given say the same."
     plan = plan_of(films, bucket, start=0.25)
@@ -265,7 +298,9 @@ def test_reference_frames_stand_beside_those_of_the_clip(films, bucket, downscal
     reference = read_reference(films / "clip.mp4", plan, downscale, slowdown)
     picks = reference_frames(plan.bucket.frames, slowdown)
     assert reference.frames.shape == (len(picks), 3, 64 // downscale, 64 // downscale) and reference.sound is None
-    assert numbers(reference.frames) == [numbers(clip.frames)[i] for i in picks] and reference.fps == plan.fps / slowdown
+    assert (
+        numbers(reference.frames) == [numbers(clip.frames)[i] for i in picks] and reference.fps == plan.fps / slowdown
+    )
     if plan.bucket.frames > 1:
         grids = [latent_shape(f.shape[3], f.shape[2], len(f)) for f in (clip.frames, reference.frames)]
         target, small = (video_tokens(torch.zeros(1, 128, *g), r) for g, r in zip(grids, (plan.fps, reference.fps)))
@@ -300,13 +335,17 @@ def test_reference_is_cropped_as_its_clip_is(films):
             assert shifted[0] < 16 and shifted[0] < 0.6 * min(shifted[1:]), (bucket, size, shifted)
 
 
-@pytest.mark.parametrize(("path", "bucket", "factors", "expected", "words"), [
-    ("short.mp4", "64x64x17", (1, 1), "too short", r"12 frames at 24 fps from 0.00 s on \(0.50 s\).*17 \(0.71 s\)"),
-    ("tall.mp4", "64x64x17", (1, 1), "other shape", "64x80, its clip 80x64"), ("still.png", "64x64x17", (1, 1), "still", "17 frames"),
-    ("clip.mp4", "96x64x17", (2, 1), "wrong size", "96x64x17 .* 2 times smaller .*nearest: 64 or 128"),
-    ("clip.mp4", "64x64x25", (1, 2), "wrong size", "25 frames is not 16k .*nearest: 17 or 33"), ("sound.wav", "64x64x17", (1, 1), "no video", "sound"),
-    ("nowhere.mp4", "64x64x17", (1, 1), "missing", "does not exist"),
-])
+@pytest.mark.parametrize(
+    ("path", "bucket", "factors", "expected", "words"),
+    [
+        ("short.mp4", "64x64x17", (1, 1), "too short", r"12 frames at 24 fps from 0.00 s on \(0.50 s\).*17 \(0.71 s\)"),
+        ("tall.mp4", "64x64x17", (1, 1), "other shape", "64x80, its clip 80x64"),
+        ("clip.mp4", "96x64x17", (2, 1), "wrong size", "96x64x17 .* 2 times smaller .*nearest: 64 or 128"),
+        ("clip.mp4", "64x64x25", (1, 2), "wrong size", "25 frames is not 16k .*nearest: 17 or 33"),
+        ("sound.wav", "64x64x17", (1, 1), "no video", "sound"),
+        ("nowhere.mp4", "64x64x17", (1, 1), "missing", "does not exist"),
+    ],
+)
 def test_bad_references_are_refused_with_numbers(films, path, bucket, factors, expected, words):
     write_video(films / "short.mp4", numbered(12, 64, 80), RATE)
     write_video(films / "tall.mp4", numbered(41, 80, 64), RATE)
@@ -317,7 +356,13 @@ def test_bad_references_are_refused_with_numbers(films, path, bucket, factors, e
     assert re.search(words, text), text
 
 
-@given(columns=st.integers(1, 8), rows=st.integers(1, 8), frames=st.integers(0, 12), downscale=st.integers(1, 4), slowdown=st.integers(1, 4))
+@given(
+    columns=st.integers(1, 8),
+    rows=st.integers(1, 8),
+    frames=st.integers(0, 12),
+    downscale=st.integers(1, 4),
+    slowdown=st.integers(1, 4),
+)
 @settings(deadline=None, max_examples=80)
 def test_a_size_has_references_where_cells_stay_whole(columns, rows, frames, downscale, slowdown):
     bucket = Bucket(32 * columns, 32 * rows, 8 * frames + 1)
@@ -344,3 +389,58 @@ def test_without_a_clip_the_reference_makes_the_plan():
     reference = read_reference(path, plan, downscale=2)
     assert reference.frames.shape == (17, 3, 32, 64) and reference.fps == 12
     assert read_reference(path, replace(plan, source=None), downscale=2).frames.shape == (17, 3, 32, 64)
+
+
+def counted(path, count, rate, size=(64, 64)):
+    "A film whose frames carry their number in eight bars."
+    frames = torch.full((count, 3, size[1], size[0]), 16, dtype=torch.uint8)
+    for number in range(count):
+        for bit in range(8):
+            if number >> bit & 1:
+                frames[number, :, :, 8 * bit : 8 * bit + 8] = 235
+    return write_video(path, frames, rate, quality=4)
+
+
+def counts(clip):
+    bars = clip.frames[:, 0, 32, 4::8].int() > 128
+    return (bars * 2 ** torch.arange(8)).sum(1).tolist()
+
+
+@pytest.mark.parametrize("rate, other", [("30000/1001", 29), ("24000/1001", 23), (24, 16), (24, 30), (24, 24)])
+@pytest.mark.parametrize("start", [0.0, 1.5])
+def test_equal_counts_pair_by_number_whatever_the_rates(tmp_path, rate, other, start):
+    counted(tmp_path / "clip.mp4", 98, rate)
+    counted(tmp_path / "other.mp4", 98, other)
+    plan = plan_clip(probe(tmp_path / "clip.mp4"), parse_buckets("64x64x33"), start)
+    wanted = counts(read_video(tmp_path / "clip.mp4", plan.start, 33))
+    assert counts(read_reference(tmp_path / "other.mp4", plan)) == wanted
+    sample = Sample("a", "A film.", {"video": tmp_path / "clip.mp4", "reference_video": tmp_path / "other.mp4"}, start)
+    finding = check_sample(sample, parse_buckets("64x64x33"))
+    assert finding.state != "no" and any("frame by frame" in r for r in finding.remarks) == (rate != other)
+
+
+def test_other_counts_and_rates_are_paired_by_the_clock_and_said(tmp_path):
+    counted(tmp_path / "clip.mp4", 49, 24)
+    counted(tmp_path / "other.mp4", 98, 48)
+    plan = plan_clip(probe(tmp_path / "clip.mp4"), parse_buckets("64x64x33"))
+    assert counts(read_reference(tmp_path / "other.mp4", plan)) == list(range(0, 66, 2))
+    sample = Sample("a", "A film.", {"video": tmp_path / "clip.mp4", "reference_video": tmp_path / "other.mp4"})
+    assert any("by the clock" in remark for remark in check_sample(sample, parse_buckets("64x64x33")).remarks)
+
+
+def test_a_mask_of_the_same_frames_in_another_rate_follows_by_number(tmp_path):
+    grows = torch.zeros(98, 3, 64, 160, dtype=torch.uint8)
+    for number in range(98):
+        grows[number, :, :, : 32 * (number * 5 // 98 + 1)] = 255
+    counted(tmp_path / "clip.mp4", 98, 24, (160, 64))
+    plan = plan_clip(probe(tmp_path / "clip.mp4"), parse_buckets("160x64x65"))
+    masks = [read_video_mask(write_video(tmp_path / f"{r}.mp4", grows, r, quality=1), plan) for r in (24, 16)]
+    assert torch.equal(*masks) and masks[0][0].sum() < masks[0][-1].sum()
+
+
+def test_a_picture_of_any_shape_is_a_reference_of_one_frame(tmp_path):
+    counted(tmp_path / "clip.mp4", 49, 24)
+    write_image(tmp_path / "face.png", torch.full((3, 90, 50), 200, dtype=torch.uint8))
+    plan = plan_clip(probe(tmp_path / "clip.mp4"), parse_buckets("64x64x33"))
+    found = read_reference(tmp_path / "face.png", plan, downscale=2)
+    assert found.frames.shape == (1, 3, 32, 32) and found.fps is None

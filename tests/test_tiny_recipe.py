@@ -7,16 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from ltx_nb.generate import Guidance
-from ltx_nb.progress import make_progress
+from ltx_nb.flow.sampling import Guidance
+from ltx_nb.training.progress import make_progress
 from ltx_nb.tiny.checkpoint import tensor_hash
 from ltx_nb.tiny.codecs import start_video_vae
 from ltx_nb.tiny.fitting import Muon, Stage, fit, load_state, orthogonalize, save_state, set_by_least_squares, unit_gain
 from ltx_nb.tiny.lesson import write_lesson
 from ltx_nb.tiny.recipe import STAGES, Recipe, thin, train_tiny
-from ltx_nb.validation import generate
+from ltx_nb.training.validation import generate
 
 STAGE = Stage("net", steps=30, rate=0.02, batch=8)
+# What these bars are measured on differs by less than 1e-5 between kernels (AVX2 and none); each says what was found, and
+# what a fault would give.
+LEARNED = 0.1  # of the first loss after 200 steps: 0.0015; of weights that do not move, 1
+SINGULAR = (
+    0.6,
+    1.2,
+)  # where six rounds of the polynomial leave singular values: 0.68 to 1.13; untouched, 0.05 to 6 and more
+STEP = 0.6, 1.1  # root mean square of a step, of 0.2 of the rate: 0.81 to 0.90; without the root of the size, below 0.4
+EXACT = 1e-5  # of numbers up to 8.6, sums of five products: 5e-7 found, 10 roundings of 8.6; of the wrong tap, 9.5
 
 
 def network() -> nn.Module:
@@ -81,7 +90,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
 
 def test_the_loss_falls(tmp_path):
     _, log = run(tmp_path, stage=replace(STAGE, steps=200))
-    assert log[-1]["error"] < 0.1 * log[0]["error"]
+    assert log[-1]["error"] < LEARNED * log[0]["error"]
 
 
 def test_a_state_of_other_settings_is_refused_with_both_values(tmp_path):
@@ -107,8 +116,10 @@ def test_a_state_survives_the_disk(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 64), (2, 64, 8)])
 def test_orthogonal_steps_have_singular_values_near_one(shape):
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), rounds=6))
-    assert values.min() > 0.5 and values.max() < 1.3
+    values = torch.linalg.svdvals(
+        orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), rounds=6)
+    )
+    assert SINGULAR[0] < values.min() and values.max() < SINGULAR[1]
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (130, 4), (8, 3, 3, 3), (4, 8, 5)])
@@ -116,7 +127,7 @@ def test_muon_steps_have_the_size_of_the_rate(shape):
     weight = nn.Parameter(torch.zeros(shape))
     weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     Muon([weight], lr=0.1).step()
-    assert 0.1 * 0.2 * 0.3 < weight.detach().square().mean().sqrt() < 0.1 * 0.2 * 1.5
+    assert STEP[0] < weight.detach().square().mean().sqrt() / (0.1 * 0.2) < STEP[1]
 
 
 def test_least_squares_finds_the_middle_tap():
@@ -126,17 +137,20 @@ def test_least_squares_finds_the_middle_tap():
     target = torch.einsum("kc,bcfhw->bkfhw", mix, x) + bias[:, None, None, None]
     conv = nn.Conv3d(5, 2, 3, padding=1)
     assert set_by_least_squares(conv, x, target, tap=1, ridge=1e-9) > 0.999
-    assert torch.allclose(conv(x), target, atol=1e-3)
+    assert torch.allclose(conv(x), target, rtol=0, atol=EXACT)
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="no stage decoder; there are " + ", ".join(STAGES)), make_progress("none") as progress:
+    with (
+        pytest.raises(ValueError, match="no stage decoder; there are " + ", ".join(STAGES)),
+        make_progress("none") as progress,
+    ):
         train_tiny(tmp_path / "recipe", progress, ["decoder"])
     assert not (tmp_path / "recipe").exists()
 
 
 def test_the_whole_recipe_in_small_makes_a_checkpoint_that_loads_and_is_not_made_twice(tmp_path):
-    small = {name: replace(stage, steps=1, batch=2) for name, stage in STAGES.items()}
+    small = {name: replace(stage, steps=1, batch=2, tests=4) for name, stage in STAGES.items()}
     recipe = Recipe(small, start=11, wide=4, base=4)
 
     def make():
@@ -144,9 +158,19 @@ def test_the_whole_recipe_in_small_makes_a_checkpoint_that_loads_and_is_not_made
             return train_tiny(tmp_path, progress, recipe=recipe)
 
     made = make()
-    record = json.loads((tmp_path / "record.json").read_text())
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert record["sha256"] == tensor_hash(made.model) and set(record["curves"]) == set(STAGES)
-    clip = generate("the red ball rising by day", made.model, made.text_encoder, width=64, height=64, frames=17, fps=12, steps=2, guidance=Guidance.off())
+    clip = generate(
+        "the red ball rising by day",
+        made.model,
+        made.text_encoder,
+        width=64,
+        height=64,
+        frames=17,
+        fps=12,
+        steps=2,
+        guidance=Guidance.off(),
+    )
     assert clip.frames.shape == (17, 3, 64, 64) and torch.isfinite(clip.sound).all()
     kinds = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "growth").iterdir()}
     assert kinds == set(STAGES)

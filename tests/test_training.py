@@ -1,12 +1,14 @@
 "Training: what moves, what is saved, what a resumed run has to be, and what is said when it cannot go on."
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +23,7 @@ from tiny_runs import (
     Notes,
     TARGETS,
     configure,
+    ctrl_c,
     make_place,
     make_trainer,
     names,
@@ -30,23 +33,31 @@ from tiny_runs import (
     trained,
 )
 
-from ltx_nb.config import load_config
-from ltx_nb.data.store import DummyDataset, Manifest, PrecomputedDataset, Recipe, WrongCheckpointError
-from ltx_nb.data.store import checkpoint_identity, collate, write_record
-from ltx_nb.latents import ConfigError, patchify_video
-from ltx_nb.loading import CheckpointError, load_embeddings_processor, load_text_encoder, load_transformer
-from ltx_nb.lora import export_lora, fuse_lora, read_lora
+from ltx_nb.config.files import load_config
+from ltx_nb.data.batches import DummyDataset, PrecomputedDataset
+from ltx_nb.data.store import Manifest, Recipe, WrongCheckpointError
+from ltx_nb.data.batches import collate
+from ltx_nb.data.store import checkpoint_identity, write_record
+from ltx_nb.model.latents import ConfigError, patchify_video
+from ltx_nb.loading.checkpoint import CheckpointError, load_embeddings_processor, load_text_encoder, load_transformer
+from ltx_nb.loading.lora import export_lora, fuse_lora, read_lora
 from ltx_nb.model.text import caption_record
-from ltx_nb.optimizer import learning_rate, make_optimizer
-from ltx_nb.progress import Progress
-from ltx_nb.strategies import FlexibleStrategy, ModelInputs
-from ltx_nb.training import LtxvTrainer, StepReport, compile_options, held_out_losses, held_out_samples
-from ltx_nb.training import losses_by_level, sample_losses, trained_parameters
+from ltx_nb.training.optimizer import learning_rate, make_optimizer
+from ltx_nb.training.progress import Progress
+from ltx_nb.flow.strategies import FlexibleStrategy, ModelInputs
+from ltx_nb.training.dataset import held_out_samples
+from ltx_nb.training.held_out import held_out_losses, sample_losses
+from ltx_nb.training.runtime import compile_options
+from ltx_nb.training.trainer import LtxvTrainer, StepReport, losses_by_level
+from ltx_nb.training.weights import trained_parameters
 
 N = 2  # a whole run has 2N steps, an interrupted one N
 RATE = 3e-3
 DROPOUT = {"lora__dropout": 0.1}  # draws from the global random numbers: whoever touches them changes the run
 STREAMS = {"loss", "video", "audio"}
+# Two ways to the same float32 numbers. A loss is the mean of some thousand squares: another order of summation moves it by
+# 1e-7 to 1e-6 of itself, and so the gradient. A fault (a clip too many, a factor, another level) moves it by percents.
+SAME_SUM = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +94,11 @@ def interrupted(place):
         f"for report in make_trainer(place, Path({str(output)!r}), **{changes!r}).steps():\n"
         f"    print(report.step, flush=True)\n    if report.step == {N + 1}: sys.stdin.read()\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script], cwd="tests", **pipes) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parent}
+    as_here = os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads())
+    }  # sums in the same order: bytes are compared
+    with subprocess.Popen([sys.executable, "-c", script], env=as_here, **pipes) as process:
         lines = [process.stdout.readline().strip() for _ in range(N + 1)]
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL and lines == [str(n) for n in range(1, N + 2)]
@@ -121,12 +135,12 @@ def test_loss_falls_on_one_batch(place, tmp_path):
     batch, losses = collate([trainer.dataset[0]]), []
     for _ in range(12):
         noise = torch.Generator().manual_seed(0)
-        total, streams, _ = sample_losses(trainer.model, trainer.strategy, batch, trainer.timesteps, noise)
+        total, streams, _ = sample_losses(trainer.model, trainer.strategy, batch, trainer.run.data.timesteps, noise)
         loss = total.mean()
         loss.backward()
         optimizer.step(), optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]  # about 0.6; with the noise anew each time it goes up and down by a fifth
     assert streams.keys() == {"video", "audio"} and loss.item() == pytest.approx(
         sum(x.item() for x in streams.values())
     )
@@ -178,20 +192,24 @@ def test_accumulation_equals_a_large_batch(place, tmp_path):
     for size, accumulated in ((2, 1), (1, 2)):
         more = {"optimization__batch_size": size, "optimization__gradient_accumulation_steps": accumulated}
         trainer = make_trainer(two, tmp_path / str(size), optimization__max_grad_norm=0.0, **more).load()
-        trainer.strategy, start = like(trainer.strategy, SameNoiseForASample), trained(trainer)
+        trainer.run.data.strategy, start = like(trainer.strategy, SameNoiseForASample), trained(trainer)
         found.append(([report.numbers() for report in trainer.steps()], trained(trainer)))
     (large, large_weights), (small, small_weights) = found
     assert large[0].keys() == STREAMS | {"lr", "grad_norm"}
     for one, other in zip(large, small, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)  # the length of the gradient too: nothing is counted twice
+        assert one == pytest.approx(other, rel=10 * SAME_SUM)  # the length of the gradient too: nothing counts twice
+    # Adam's first moves have the size of the rate, whatever the gradient's: where that is a rounding away from zero its sign
+    # is chance, which makes 1e-3 of the way. One clip of two gives half of the way.
     assert distance(large_weights, small_weights) < 0.02 * distance(large_weights, start)
 
 
 def test_the_joined_inputs_of_that_comparison_are_what_a_batch_makes(place, tmp_path):
     trainer = make_trainer(place, tmp_path, optimization__batch_size=2).load()
     batch = collate([trainer.dataset[0], trainer.dataset[1]])
-    whole = trainer.strategy.prepare_training_inputs(batch, trainer.timesteps, trainer.generator)
-    joined = like(trainer.strategy, SameNoiseForASample).prepare_training_inputs(batch, trainer.timesteps, None)
+    whole = trainer.strategy.prepare_training_inputs(batch, trainer.run.data.timesteps, trainer.run.state.generator)
+    joined = like(trainer.strategy, SameNoiseForASample).prepare_training_inputs(
+        batch, trainer.run.data.timesteps, None
+    )
     assert isinstance(joined, ModelInputs)
     assert joined.video.latent.shape == whole.video.latent.shape and torch.equal(
         joined.video.context, whole.video.context
@@ -203,7 +221,7 @@ def test_partial_epochs_do_not_shift_the_count(place, tmp_path):
     trainer, reports = train(place, tmp_path, optimization__steps=5, **more)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5]
     assert [report.step for report in reports if report.checkpoint] == [2, 4, 5]
-    place_in_data = trainer.sampler.state_dict()
+    place_in_data = trainer.run.data.sampler.state_dict()
     assert place_in_data["epoch"] * SAMPLES + place_in_data["offset"] == 5 * 2
 
 
@@ -221,7 +239,7 @@ def test_kill_and_resume_is_the_uninterrupted_run(place, whole, interrupted):
     assert [report.numbers() for report in later] == [report.numbers() for report in reports[N:]]
     assert same(trained(resumed), trained(trainer))
     assert same(load_file(later[-1].checkpoint), load_file(reports[-1].checkpoint))
-    phase = next(phase for phase in resumed.progress.phases if phase.name == "Training")
+    phase = next(phase for phase in resumed.runtime.progress.phases if phase.name == "Training")
     assert (phase.start, phase.done, phase.total) == (N, 2 * N, 2 * N)
 
 
@@ -243,7 +261,7 @@ def test_the_rate_follows_the_formula_over_a_resume_with_more_steps(place, tmp_p
     more = {"model__load_checkpoint": reports[N - 1].checkpoint, "optimization__steps": 3 * N}
     trainer, later = train(place, tmp_path, **more, **DROPOUT)
     assert [r.learning_rate for r in later] == pytest.approx([linear(step, 3 * N) for step in range(N, 3 * N)])
-    assert trainer.optimizer.param_groups[0]["lr"] == later[-1].learning_rate
+    assert trainer.run.weights.optimizer.param_groups[0]["lr"] == later[-1].learning_rate
     assert learning_rate(3 * N, trainer.config.optimization) == pytest.approx(RATE * 0.1)
 
 
@@ -265,7 +283,7 @@ def test_what_differs_from_the_saved_run_is_reported(place, tmp_path, whole):
     trainer = make_trainer(place, tmp_path, model__load_checkpoint=checkpoint, optimization__steps=9, **more).load()
     for field in ("lora.alpha", "lora.dropout", "optimization.batch_size", "optimization.optimizer_type", "seed"):
         assert field in told(trainer)
-    assert "needs a new optimizer" in told(trainer) and not trainer.optimizer.state_dict()["state"]
+    assert "needs a new optimizer" in told(trainer) and not trainer.run.weights.optimizer.state_dict()["state"]
 
 
 def test_another_base_model_is_reported(place, tmp_path, whole):
@@ -289,7 +307,7 @@ def test_less_state_resumes_at_the_step_and_says_what_is_lost(place, tmp_path, m
     resumed = make_trainer(
         place, tmp_path, **more | {"optimization__steps": N + 1}, model__load_checkpoint=tmp_path
     ).load()
-    assert resumed.step == N and same(trained(resumed), trained(trainer))
+    assert resumed.state.step == N and same(trained(resumed), trained(trainer))
     assert "optimizer starts anew" in told(resumed) + caplog.text
     assert next(resumed.steps()).learning_rate == pytest.approx(linear(N, N + 1))
 
@@ -366,8 +384,10 @@ def test_a_saved_lora_is_as_strong_as_the_trained_one(place, whole):
     fuse_lora(fused, reports[-1].checkpoint)
     weights = fused.state_dict()
     for name, module in trainer.model.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            expected = module.base_layer.weight + module.get_delta_weight("default")
+        if hasattr(module, "lora_A"):
+            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
+            expected = module.base_layer.weight + module.scaling["default"] * B @ A
+            # a weight of size 0.1 and the sum of two products: float32 rounds at 1e-8; half the strength is off by 1e-4
             torch.testing.assert_close(weights[f"{name}.weight"], expected, rtol=0, atol=1e-6)
 
 
@@ -398,7 +418,7 @@ def test_a_notebook_can_stop_save_and_go_on(place, tmp_path, whole):
     for report in trainer.steps():
         if report.step == 1:
             break
-    assert trainer.step == 1 and trainer.save().name == "lora_weights_step_00001.safetensors"
+    assert trainer.state.step == 1 and trainer.save().name == "lora_weights_step_00001.safetensors"
     assert [report.step for report in trainer.steps()] == list(range(2, 2 * N + 1))
     assert same(trained(trainer), trained(whole[0]))
 
@@ -421,33 +441,44 @@ class StopsInside(FlexibleStrategy):
 @pytest.mark.parametrize("when", ["within a step", "between two steps"])
 def test_an_interrupt_saves_and_stops(place, tmp_path, when, whole):
     trainer = make_trainer(place, tmp_path, optimization__steps=2 * N, **DROPOUT).load()
-    if when == "within a step":
-        trainer.strategy = like(trainer.strategy, StopsInside)
-        result = trainer.train()
-    else:
-        result = trainer.train(on_step=ask_to_stop)
+    with ctrl_c():
+        if when == "within a step":
+            trainer.run.data.strategy = like(trainer.strategy, StopsInside)
+            result = trainer.train()
+        else:
+            result = trainer.train(on_step=ask_to_stop)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (result.stopped, result.steps) == ("SIGINT", 1)
     assert result.checkpoint.name == "lora_weights_step_00001.safetensors" and result.checkpoint.exists()
     assert "SIGINT" in told(trainer) and result.checkpoint.name in told(trainer)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     more = {"model__load_checkpoint": result.checkpoint, "optimization__steps": 2 * N}
     resumed, _ = train(place, tmp_path, **more, **DROPOUT)
     assert same(trained(resumed), trained(whole[0]))
 
 
+def test_an_interrupt_that_was_ignored_at_the_start_stays_ignored(place, tmp_path):
+    "As in `ltx-nb train ... &` of a script, whose terminal belongs to somebody else."
+    with ctrl_c(signal.SIG_IGN):
+        result = make_trainer(place, tmp_path, optimization__steps=2).train(on_step=ask_to_stop)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert (result.stopped, result.steps) == (None, 2)
+
+
 def spoil_weights(report, trainer):
     with torch.no_grad():
-        next(p for name, p in trainer.parameters.items() if "to_out.0.lora_B" in name).fill_(float("nan"))
+        next(p for name, p in trainer.run.weights.parameters.items() if "to_out.0.lora_B" in name).fill_(float("nan"))
 
 
 def spoil_gradients(report, trainer):
-    next(iter(trainer.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
+    next(iter(trainer.run.weights.parameters.values())).register_hook(lambda gradient: gradient * float("nan"))
 
 
 @pytest.mark.parametrize(("spoil", "what"), [(spoil_weights, "loss"), (spoil_gradients, "gradient")])
 def test_lost_numbers_end_the_run_and_are_not_saved(place, tmp_path, spoil, what):
     trainer = make_trainer(place, tmp_path, optimization__steps=4, checkpoints__interval=1)
-    with pytest.raises(FloatingPointError, match=rf"{what} of step 2 is nan.*lora_weights_step_00001.*learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match=rf"{what} of .*step 2 .*is nan.*lora_weights_step_00001.*learning_rate"
+    ):
         trainer.train(on_step=lambda report: spoil(report, trainer))
     assert names(tmp_path / "checkpoints") == [
         "lora_weights_step_00001.safetensors",
@@ -533,6 +564,7 @@ def test_bf16_keeps_adapters_in_float32(place, tmp_path):
     dtypes = {("lora_" in name, p.dtype) for name, p in trainer.model.named_parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
     plain = train(place, tmp_path / "plain")[1]
+    # bfloat16 rounds at 2**-9 in each of some dozen layers on the way: about a percent. Noise of another seed gives 20 %.
     assert [r.numbers()["loss"] for r in reports] == pytest.approx([r.numbers()["loss"] for r in plain], rel=0.05)
 
 
@@ -544,7 +576,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(place, tmp_path, whol
     }
     trainer, reports = train(place, tmp_path, **more, **DROPOUT)
     for ours, theirs in zip(reports, whole[1], strict=True):
-        assert ours.numbers() == pytest.approx(theirs.numbers(), rel=1e-5)
+        assert ours.numbers() == pytest.approx(theirs.numbers(), rel=SAME_SUM)  # dropout drawn anew would give percents
 
 
 @pytest.mark.parametrize(
@@ -552,13 +584,23 @@ def test_gradient_checkpointing_changes_nothing_but_memory(place, tmp_path, whol
     [
         ({}, None),
         ({"backend": "inductor"}, {"backend": "inductor", "dynamic": False}),
-        ({"backend": "inductor", "dynamic": True, "use_regional_compilation": True}, {"backend": "inductor", "dynamic": None}),
-        ({"backend": "eager", "fullgraph": True, "mode": "max-autotune"}, {"backend": "eager", "fullgraph": True, "dynamic": False}),
+        (
+            {"backend": "inductor", "dynamic": True, "use_regional_compilation": True},
+            {"backend": "inductor", "dynamic": None},
+        ),
+        (
+            {"backend": "eager", "fullgraph": True, "mode": "max-autotune"},
+            {"backend": "eager", "fullgraph": True, "dynamic": False},
+        ),
     ],
 )
 def test_what_a_launch_says_about_compiling(said, options):
     found = compile_options(SimpleNamespace(state=SimpleNamespace(dynamo_plugin=TorchDynamoPlugin(**said))))
-    assert found == options if options is None else options.items() <= found.items() and "use_regional_compilation" not in found
+    assert (
+        found == options
+        if options is None
+        else options.items() <= found.items() and "use_regional_compilation" not in found
+    )
 
 
 def test_compiled_blocks_make_the_same_step_under_the_same_names(place, tmp_path, monkeypatch):
@@ -566,16 +608,25 @@ def test_compiled_blocks_make_the_same_step_under_the_same_names(place, tmp_path
     expected = next(plain.steps()).numbers()
     compiled = make_trainer(place, tmp_path)
     graphs = []
-    plugin = TorchDynamoPlugin(backend="eager", fullgraph=True)  # fullgraph: an error where something cannot be compiled
-    monkeypatch.setattr(compiled.accelerator.state, "dynamo_plugin", plugin)
-    monkeypatch.setattr(plugin, "to_kwargs", lambda: {"backend": lambda graph, _: graphs.append(graph) or graph.forward, "fullgraph": True})
-    assert next(compiled.load().steps()).numbers() == pytest.approx(expected, rel=1e-5)
-    assert list(compiled.parameters) == list(plain.parameters) and len(compiled.model.transformer_blocks) > len(graphs) == 2
+    plugin = TorchDynamoPlugin(
+        backend="eager", fullgraph=True
+    )  # fullgraph: an error where something cannot be compiled
+    monkeypatch.setattr(compiled.runtime.accelerator.state, "dynamo_plugin", plugin)
+    monkeypatch.setattr(
+        plugin,
+        "to_kwargs",
+        lambda: {"backend": lambda graph, _: graphs.append(graph) or graph.forward, "fullgraph": True},
+    )
+    assert next(compiled.load().steps()).numbers() == pytest.approx(expected, rel=SAME_SUM)
+    assert (
+        list(compiled.run.weights.parameters) == list(plain.run.weights.parameters)
+        and len(compiled.model.transformer_blocks) > len(graphs) == 2
+    )
 
 
 def test_eight_bit_optimizer(place, tmp_path):
     trainer, reports = train(place, tmp_path, optimization__optimizer_type="adamw8bit")
-    assert type(trainer.optimizer.optimizer).__name__ == "AdamW8bit"
+    assert type(trainer.run.weights.optimizer.optimizer).__name__ == "AdamW8bit"
     assert all(p.abs().max() > 0 for p in trained(trainer).values())
     again = make_trainer(
         place, tmp_path, optimization__optimizer_type="adamw8bit", optimization__steps=3,
@@ -591,11 +642,16 @@ def test_a_device_that_would_not_be_used_is_refused(place, tmp_path):
 
 def test_another_alpha_on_resume_keeps_what_was_learned(place, tmp_path):
     first, _ = train(place, tmp_path / "one", lora__alpha=8, checkpoints__precision="float32")
-    saved = load_file(first.checkpoint)
+    saved = load_file(first.state.checkpoint)
     second = make_trainer(
-        place, tmp_path / "two", lora__alpha=32, optimization__steps=3, model__load_checkpoint=str(first.checkpoint)
+        place,
+        tmp_path / "two",
+        lora__alpha=32,
+        optimization__steps=3,
+        model__load_checkpoint=str(first.state.checkpoint),
     ).load()
     again = export_lora(second.model, torch.float32)
+    # B of size 1e-2 is divided by one scale and multiplied by another: two roundings of 1e-9; forgotten, it is 4 times as large
     assert all(torch.allclose(again[name], saved[name], atol=1e-6) for name in saved)
 
 
@@ -635,9 +691,9 @@ def test_a_resumed_run_does_not_sample_its_step_again_but_a_new_run_does(place, 
         path.write_bytes(b"old")
     more = {"optimization__steps": 2 * N, "validation__interval": N, **DROPOUT}
     older = output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
-    resumed = make_trainer(place, output, model__load_checkpoint=older, **more).train()
+    resumed = make_trainer(place, output, True, model__load_checkpoint=older, **more).train()
     assert [path.name for path in resumed.samples] == [f"step_00000{2 * N}_1.mp4"]
-    fresh = make_trainer(place, output, **more | {"optimization__steps": 1}).train()
+    fresh = make_trainer(place, output, True, **more | {"optimization__steps": 1}).train()
     assert [path.name for path in fresh.samples] == ["step_000000_1.mp4"] and fresh.samples[0].stat().st_size > 3
 
 
@@ -684,13 +740,13 @@ def read_measurements(output):
 def test_held_out_clips_are_never_trained_on(larger, measured):
     trainer = measured[0]
     used = {
-        trainer.trained_samples[i]["idx"]
+        trainer.run.data.samples[i]["idx"]
         for epoch in range(3)
-        for batch in trainer.sampler.batches(epoch)
+        for batch in trainer.run.data.sampler.batches(epoch)
         for i in batch
     }
-    assert len(trainer.kept_out) == 2 and used == set(range(CLIPS)) - set(trainer.kept_out)
-    assert trainer.facts()["samples"] == CLIPS - 2
+    assert len(trainer.run.data.kept_out) == 2 and used == set(range(CLIPS)) - set(trainer.run.data.kept_out)
+    assert trainer.run.facts()["samples"] == CLIPS - 2
 
 
 def test_which_clips_are_held_out_follows_from_the_seed_and_their_names():
@@ -712,19 +768,20 @@ def test_the_held_out_loss_is_measured_at_the_start_and_with_each_validation(mea
     trainer, reports, result = measured
     assert [report.step for report in reports if report.held_out] == [N, 2 * N]
     assert result.held_out["now"] == reports[-1].held_out and result.held_out["base"].keys() == STREAMS
-    found = read_measurements(trainer.output)
+    found = read_measurements(trainer.runtime.output)
     assert [(m["step"], m["base"]) for m in found["measurements"]] == [(0, True), (N, False), (2 * N, False)]
-    assert found["clips"] == [trainer.dataset.samples[i] for i in trainer.kept_out]
+    assert found["clips"] == [trainer.dataset.samples[i] for i in trainer.run.data.kept_out]
     base, last = found["measurements"][0], found["measurements"][-1]
     for name in ("video", "audio", "loss"):
         table = torch.tensor(last["losses"][name])
         difference = (table - torch.tensor(base["losses"][name])).mean(1)
         assert table.shape == (2, len(found["sigmas"])) and table.mean().item() == pytest.approx(last["mean"][name])
         assert last["change"][name] == pytest.approx(
-            [difference.mean().item(), difference.std().item() / 2**0.5], abs=1e-6
+            [difference.mean().item(), difference.std().item() / 2**0.5],
+            abs=1e-6,  # of float32 losses of size 1
         )
     assert base["mean"]["loss"] == pytest.approx(base["mean"]["video"] + base["mean"]["audio"])
-    phase = next(phase for phase in trainer.progress.phases if phase.name == "Training")
+    phase = next(phase for phase in trainer.runtime.progress.phases if phase.name == "Training")
     assert [count for count, metrics in phase.history if "held_out_loss" in metrics] == [0, N, 2 * N]
 
 
@@ -741,26 +798,29 @@ def test_the_base_is_the_model_without_a_lora(place, measured):
     trainer = measured[0]
     bare, clips = (
         load_transformer(place.model, dtype=torch.float32),
-        [collate([trainer.dataset[i]]) for i in trainer.kept_out],
+        [collate([trainer.dataset[i]]) for i in trainer.run.data.kept_out],
     )
     found = held_out_losses(bare, trainer.strategy, clips, seed=trainer.config.seed)
-    assert found["loss"].tolist() == read_measurements(trainer.output)["measurements"][0]["losses"]["loss"]
+    assert found["loss"].tolist() == read_measurements(trainer.runtime.output)["measurements"][0]["losses"]["loss"]
 
 
 def test_a_resumed_run_goes_on_with_its_measurements(larger, tmp_path, measured):
-    output = shutil.copytree(measured[0].output, tmp_path / "again")
+    output = shutil.copytree(measured[0].runtime.output, tmp_path / "again")
     older = output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
     more = {"validation__interval": N, "model__load_checkpoint": older}
-    result = make_trainer(larger, output, **more, **SILENT, **HELD, **DROPOUT).train()
+    result = make_trainer(larger, output, True, **more, **SILENT, **HELD, **DROPOUT).train()
     assert result.held_out == measured[2].held_out
-    assert read_measurements(output) == read_measurements(measured[0].output)
+    assert read_measurements(output) == read_measurements(measured[0].runtime.output)
 
 
 def test_the_base_of_a_lora_that_was_resumed_elsewhere_is_measured_anew(larger, tmp_path, measured):
-    older = measured[0].output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
+    older = measured[0].runtime.output / "checkpoints" / f"lora_weights_step_0000{N}.safetensors"
     trainer = make_trainer(larger, tmp_path, model__load_checkpoint=older, **HELD, **DROPOUT).load()
-    assert trainer.measure(base=True) == pytest.approx(measured[2].held_out["base"], rel=1e-6)
-    assert trainer.measure() == pytest.approx(measured[1][N - 1].held_out, rel=1e-6)
+    assert trainer.measure(base=True) == pytest.approx(measured[2].held_out["base"], rel=SAME_SUM)
+    assert trainer.measure() == pytest.approx(measured[1][N - 1].held_out, rel=SAME_SUM)
+    assert (
+        abs(trainer.measure()["loss"] / trainer.measure(base=True)["loss"] - 1) > 10 * SAME_SUM
+    )  # they can be told apart
     assert all(module.training for module in trainer.model.modules())
 
 
@@ -776,10 +836,10 @@ def test_the_base_of_a_full_run_is_looked_up_or_missing(larger, tmp_path):
 def test_measuring_knows_no_dropout(larger, tmp_path):
     "Neither of adapters nor of captions; and it puts the model back."
     trainer = make_trainer(larger, tmp_path, lora__dropout=0.5, **HELD).load()
-    for name, parameter in trainer.parameters.items():
+    for name, parameter in trainer.run.weights.parameters.items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    clips = [collate([trainer.dataset[i]]) for i in trainer.kept_out]
+    clips = [collate([trainer.dataset[i]]) for i in trainer.run.data.kept_out]
     before = torch.get_rng_state()
     plain = held_out_losses(trainer.model, trainer.strategy, clips)
     trainer.strategy.caption_dropout = 1.0
@@ -901,9 +961,10 @@ def test_dropped_captions_are_empty_ones(place, tmp_path, encoder):
         )
     trainer = make_trainer(replace(place, data=data), tmp_path, training_strategy__caption_dropout=1.0).load()
     inputs = trainer.strategy.prepare_training_inputs(
-        collate([trainer.dataset[0]]), trainer.timesteps, trainer.generator
+        collate([trainer.dataset[0]]), trainer.run.data.timesteps, trainer.run.state.generator
     )
     nothing = encoder("")
+    # read once alone and once from the cache of a run, in float32, through a dozen layers: 1e-6. Another caption is 1 away.
     torch.testing.assert_close(inputs.video.context, nothing.video, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(inputs.audio.context, nothing.audio, atol=1e-4, rtol=1e-4)
     assert [report.step for report in trainer.steps()] == [1, 2]
@@ -925,8 +986,8 @@ def test_a_strategy_of_ones_own(place, tmp_path, whole):
     first = next(trainer.steps()).numbers()
     usual = whole[1][0].numbers()
     assert first["loss"] == first["audio"] == usual["audio"] and first["video"] == usual["video"]
-    assert trainer.strategy.device == trainer.device and trainer.strategy.dtype == torch.float32
-    assert trainer.facts()["strategy"] == "SoundOnly"
+    assert trainer.strategy.device == trainer.runtime.device and trainer.strategy.dtype == torch.float32
+    assert trainer.run.facts()["strategy"] == "SoundOnly"
 
 
 def test_another_strategy_on_resume_is_reported(place, tmp_path, whole):

@@ -17,7 +17,7 @@ from ltx_core.types import AudioLatentShape, SpatioTemporalScaleFactors, VideoLa
 from peft import LoraConfig, get_peft_model
 from transformer_cases import BASE, CASES, VARIANTS, fill, inputs, tiny_header
 
-from ltx_nb.latents import audio_positions, video_positions
+from ltx_nb.model.latents import audio_positions, video_positions
 from ltx_nb.model.transformer import LTXModel, Modality, Perturbations
 
 KINDS = {"video_self": "skip_video_self_attn", "audio_self": "skip_audio_self_attn"}
@@ -75,7 +75,7 @@ def assert_equal_outputs(ours, core, video, audio, skips=None):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_case_of_the_spec(case):
+def test_every_case(case):
     variant, kind, change = CASES[case]
     assert_equal_outputs(*pair(tiny_header(variant), kind), *change(*inputs(variant, kind)))
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import configure, make_place, names
 
 from ltx_nb.data.media import probe, read_sound, read_video, write_image, write_sound, write_video
-from ltx_nb.generate import Guidance
-from ltx_nb.latents import ScaleFactors
-from ltx_nb.loading import CheckpointError, load_transformer, read_header, read_metadata
-from ltx_nb.lora import add_lora, fuse_lora, lora_layers, save_lora
-from ltx_nb.progress import make_progress
-from ltx_nb.request import Request, read_media
+from ltx_nb.flow.sampling import Guidance
+from ltx_nb.model.latents import ScaleFactors
+from ltx_nb.loading.checkpoint import CheckpointError, load_transformer, read_header, read_metadata
+from ltx_nb.loading.lora import add_lora, fuse_lora, lora_layers, save_lora
+from ltx_nb.training.progress import make_progress
+from ltx_nb.training.request import Request, read_media
 from ltx_nb.tiny.checkpoint import file_tensors, make_tiny_checkpoint
-from ltx_nb.config import NEGATIVE_PROMPT
-from ltx_nb.validation import (
+from ltx_nb.config.samples import DEFAULT_NEGATIVE_PROMPT
+from ltx_nb.training.validation import (
     Generated,
     ValidationRunner,
     decode_latents,
@@ -67,8 +67,7 @@ def without(place, folder, *prefixes):
         ({"frames": 24}, "(?s)24.*17.*25"),
         ({"prompt": " \n"}, "prompt is empty"),
         ({"video": False, "audio": False}, "both are switched off"),
-        ({"steps": 1}, "at least 2"),
-        ({"steps": 0}, "at least 2"),
+        ({"steps": 0}, "at least 1"),
         ({"fps": 0}, "frame rate.*0"),
         ({"fps": -24.0}, "frame rate.*-24"),
         ({"fps": float("nan")}, "frame rate.*nan"),
@@ -77,6 +76,35 @@ def without(place, folder, *prefixes):
 def test_requests_that_cannot_be_met(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(Request(PROMPT, **SMALL), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 4}, "no option 'step': did you mean steps"),
+        ({"inference_step": 4}, "did you mean inference_steps"),
+        ({"model_path": "ltx.safetensors"}, "here it is model="),
+        ({"video_cfg_scale": 3}, r"guidance=Guidance\(video_cfg_scale"),
+        ({"steps": 4, "num_inference_steps": 4}, "'steps' twice"),
+    ],
+)
+def test_an_option_that_nobody_knows_names_its_neighbour(tmp_path, options, message):
+    with pytest.raises(TypeError, match=message):
+        generate(PROMPT, tmp_path / "none.safetensors", tmp_path / "none", **SMALL | options)
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"inference_steps": 1}, {"num_inference_steps": 1, "video_dims": (64, 64, 17), "frame_rate": 12}]
+)
+def test_the_ltx_trainers_names_make_the_same_clip(place, theirs):
+    "One step, as for a distilled model."
+    size = {"width": 64, "height": 64, "frames": 17, "fps": 12}
+    left = {name: value for name, value in size.items() if "video_dims" not in theirs}
+    ours, same = (
+        generate(PROMPT, place.model, place.text_encoder, guidance=Guidance.off(), **options)
+        for options in (size | {"steps": 1}, left | theirs)
+    )
+    assert torch.equal(ours.frames, same.frames) and torch.equal(ours.sound, same.sound)
 
 
 def test_a_wrong_request_is_refused_before_anything_is_opened(tmp_path):
@@ -118,13 +146,22 @@ def test_the_seed_decides_and_zero_is_a_seed(place):
 def test_several_requests_are_the_clips_of_each_alone(place, tmp_path):
     requests = [Request(PROMPT, **SMALL), Request("a drum", **SMALL | SILENT | {"frames": 17, "seed": 3})]
     made = generate(requests, place.model, place.text_encoder, [tmp_path / "one", tmp_path / "two"])
-    alone = make(place), generate("a drum", place.model, place.text_encoder, **SMALL | SILENT | {"frames": 17, "seed": 3})
+    alone = (
+        make(place),
+        generate("a drum", place.model, place.text_encoder, **SMALL | SILENT | {"frames": 17, "seed": 3}),
+    )
     for one, other in zip(made, alone, strict=True):
         assert torch.equal(one.frames, other.frames) and (one.sound is None) == (other.sound is None)
-    assert torch.equal(made[0].sound, alone[0].sound) and sorted(path.name for path in tmp_path.iterdir()) == ["one.mp4", "two.mp4"]
+    assert torch.equal(made[0].sound, alone[0].sound) and sorted(path.name for path in tmp_path.iterdir()) == [
+        "one.mp4",
+        "two.mp4",
+    ]
 
 
-@pytest.mark.parametrize(("more", "message"), [({"output": ["a"]}, "2 requests and 1 outputs"), ({"seed": 1}, "seed belong into each Request")])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"output": ["a"]}, "2 requests and 1 outputs"), ({"seed": 1}, "seed belong into each Request")],
+)
 def test_requests_and_outputs_have_to_go_together(place, more, message):
     with pytest.raises(ValueError, match=message):
         generate([Request(PROMPT, **SMALL)] * 2, place.model, place.text_encoder, **more)
@@ -138,7 +175,10 @@ def test_an_older_decoder_that_adds_noise_follows_the_seed_too(place, tmp_path):
         {k: v.bfloat16() for k, v in file_tensors(header).items() if "vae" in k}, path, {"config": json.dumps(header)}
     )
     latents = {"video": torch.randn(1, 128, 2, 1, 1)}
-    frames = [decode_latents([(read_media(Request(PROMPT, **SMALL, seed=seed)), latents)], path)[0].frames for seed in (0, 0, 1)]
+    frames = [
+        decode_latents([(read_media(Request(PROMPT, **SMALL, seed=seed)), latents)], path)[0].frames
+        for seed in (0, 0, 1)
+    ]
     assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 
 
@@ -157,22 +197,49 @@ def test_both_versions_make_a_clip_with_default_guidance(tmp_path, version):
     ("name", "frames", "sound", "file"),
     [
         ("clip", 9, True, "clip.mp4"),
-        ("clip.mp4", 9, False, "clip.mp4"),
-        ("clip.wav", 1, True, "clip.mp4"),  # one picture with sound is a film
+        ("clip", 1, True, "clip.mp4"),  # one picture with sound is a film
         ("clip", 1, False, "clip.png"),
-        ("clip.mp4", 1, False, "clip.png"),
-        ("clip.MP4", 0, True, "clip.wav"),
+        ("clip", 0, True, "clip.wav"),
         ("lora_v1.5", 9, True, "lora_v1.5.mp4"),
-        ("lora_v1.5.mp4", 0, True, "lora_v1.5.wav"),
+        ("lora_v1.5", 0, True, "lora_v1.5.wav"),
+        ("clip.MP4", 9, False, "clip.MP4"),
+        ("clip.mov", 9, True, "clip.mov"),
+        ("clip.webm", 9, True, "clip.webm"),
+        ("clip.flac", 0, True, "clip.flac"),
+        ("clip.mp3", 0, True, "clip.mp3"),
     ],
 )
-def test_the_kind_of_file_follows_from_the_content(tmp_path, name, frames, sound, file):
+def test_the_kind_of_file_is_the_one_that_was_asked_for(tmp_path, name, frames, sound, file):
     pictures = torch.randint(0, 255, (frames, 3, 32, 32), dtype=torch.uint8) if frames else None
-    made = Generated(pictures, torch.zeros(2, 48000) if sound else None, 24.0, 48000)
+    made = Generated(pictures, torch.rand(2, 48000) - 0.5 if sound else None, 24.0, 48000)
     path = made.save(tmp_path / "new folder" / name)
     assert path.name == file and names(tmp_path / "new folder") == [file]
     info = probe(path)
     assert (info.frames, info.has_sound) == (frames, sound)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png"])
+def test_a_picture_leaves_sound_out(tmp_path, name):
+    pictures = torch.randint(0, 255, (9 if "gif" in name else 1, 3, 32, 32), dtype=torch.uint8)
+    path = Generated(pictures, torch.rand(2, 4800) - 0.5, 24.0, 48000).save(tmp_path / name)
+    info = probe(path)
+    assert (path.name, info.frames, info.has_sound, info.width) == (name, len(pictures), False, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp3", {}),
+        ("a.wav", {}),
+        ("a.png", {}),
+        ("a.mkv", {}),
+        ("a.mp4", {"video": False}),
+        ("a.flac", {"audio": False}),
+    ],
+)
+def test_what_a_file_cannot_hold_is_said_before_anything_is_loaded(tmp_path, name, options):
+    with pytest.raises(ValueError, match=name):
+        generate("a cat", "no model", "no text encoder", tmp_path / name, frames=9, **options)
 
 
 @pytest.mark.parametrize("fps", [24000 / 1001, 23.976, 12.5])
@@ -221,9 +288,9 @@ def test_sound_needs_nothing_of_the_pictures(place, tmp_path):
 )
 def test_the_negative_prompt_is_read_only_where_it_counts(place, guidance, streams, needed):
     request = Request(PROMPT, **SMALL | streams | {"guidance": guidance})
-    assert texts_of([request, request]) == [PROMPT, NEGATIVE_PROMPT] * 2 if needed else [PROMPT] * 2
+    assert texts_of([request, request]) == [PROMPT, DEFAULT_NEGATIVE_PROMPT] * 2 if needed else [PROMPT] * 2
     contexts = encode_prompts(texts_of([request, request]), place.model, place.text_encoder, dtype=torch.float32)
-    assert list(contexts) == ([PROMPT, NEGATIVE_PROMPT] if needed else [PROMPT])
+    assert list(contexts) == ([PROMPT, DEFAULT_NEGATIVE_PROMPT] if needed else [PROMPT])
     assert walk_of(place, request, contexts).keys() == {"video", "audio"} - {k for k, v in streams.items() if not v}
 
 
@@ -256,7 +323,7 @@ def adapted(place):
 
 @pytest.fixture(scope="module")
 def contexts(place):
-    return encode_prompts([PROMPT, NEGATIVE_PROMPT], place.model, place.text_encoder, dtype=torch.float32)
+    return encode_prompts([PROMPT, DEFAULT_NEGATIVE_PROMPT], place.model, place.text_encoder, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -279,6 +346,7 @@ def test_a_fused_lora_generates_what_its_adapters_generate(place, adapted, conte
     fuse_lora(fused, path)
     beside, inside, without = (walk_of(place, request, contexts, m) for m in (model, fused, plain))
     for stream in ("video", "audio"):
+        # two steps with guidance, which multiplies roundings of 1e-7 by a dozen; without the LoRA: see the next line
         torch.testing.assert_close(inside[stream], beside[stream], rtol=1e-4, atol=1e-4)
         assert (inside[stream] - without[stream]).abs().max() > 1e-2
 
@@ -303,11 +371,11 @@ def media(tmp_path_factory):
     sound = 0.3 * torch.sin(torch.arange(16000) * 0.2).expand(2, -1)
     write_video(folder / "film.mp4", frames, 24, sound[:, :6000], 16000)
     write_sound(folder / "sound.wav", sound[:, :6000], 16000)
-    write_image(folder / "picture.png", frames[0])
+    write_image(folder / "picture.png", read_video(folder / "film.mp4", sound=False).frames[0])  # as it was compressed
     left = torch.zeros(3, 64, 64, dtype=torch.uint8)
     left[:, :, :32] = 255
     write_image(folder / "left.png", left)
-    (folder / "mask.txt").write_text("0.1-0.3")
+    (folder / "mask.txt").write_text("0.1-0.3", encoding="utf-8")
     return folder
 
 
@@ -362,9 +430,14 @@ def test_what_is_given_of_a_picture_is_kept_to_the_last_bit(place, media, contex
     frames, columns = region
     kept, given = (x[0, :, frames, :, columns] for x in (done["video"], record["latents"]["latents"]))
     assert torch.equal(kept, given) and given.any()
-    whole = encode_given([read_media(replace(request, conditions=[condition(media, "video_to_audio")]))], place.model, dtype=torch.float32)
+    whole = encode_given(
+        [read_media(replace(request, conditions=[condition(media, "video_to_audio")]))],
+        place.model,
+        dtype=torch.float32,
+    )
     expected = whole[0]["latents"]["latents"][0, :, frames, :, columns]
-    assert (given - expected).abs().mean() < 0.05 * expected.abs().mean()  # a film is a little off its picture
+    # bfloat16 on the way: a number that rounds the other way is 2**-8 off, and few do (1e-7 in the mean); one frame late: 0.1
+    assert (given - expected).abs().mean() < 2**-8 * expected.abs().mean()
 
 
 def test_a_frozen_stream_is_in_the_file_as_it_was_read(place, media):
@@ -398,7 +471,9 @@ def test_a_reference_follows_the_lora_that_it_is_for(place, media, adapted):
     "Its factors stand in the file: they need not be said, and may not be contradicted."
     lora = save_lora(adapted[0], place.folder / "half.safetensors", reference_downscale_factor="2")
     reference = {"type": "reference", "video": str(media / "film.mp4"), "include_in_output": True}
-    said, unsaid = (make(place, **WIDE, lora=lora, conditions=[reference | more]) for more in ({"downscale_factor": 2}, {}))
+    said, unsaid = (
+        make(place, **WIDE, lora=lora, conditions=[reference | more]) for more in ({"downscale_factor": 2}, {})
+    )
     assert torch.equal(said.frames, unsaid.frames)
     with pytest.raises(ValueError, match="downscale_factor 1, but half.safetensors was trained with 2"):
         make(place, **WIDE, lora=lora, conditions=[reference | {"downscale_factor": 1}])
@@ -443,7 +518,9 @@ def test_given_content_is_encoded_once_for_all_processes_and_runs(place, tmp_pat
     picture = write_image(tmp_path / "picture.png", torch.full((3, 64, 64), 90, dtype=torch.uint8))
     given = [{"type": "first_frame", "image_or_video": str(picture)}, condition(media, "prefix of sound")]
     samples = [{"prompt": "a", "conditions": given}]
-    config = configure(place, tmp_path, validation__interval=1, validation__samples=samples, validation__video_dims=[64, 64, 9])
+    config = configure(
+        place, tmp_path, validation__interval=1, validation__samples=samples, validation__video_dims=[64, 64, 9]
+    )
 
     def records():
         runner = ValidationRunner(config, "cpu", torch.float32)
@@ -462,7 +539,9 @@ def test_given_content_is_encoded_once_for_all_processes_and_runs(place, tmp_pat
 
 def test_a_model_that_is_wrapped_for_several_processes_makes_the_same_samples(place, tmp_path, adapted):
     "W50: the reference asks the wrapper for the number of blocks, which it does not know."
-    config = configure(place, tmp_path, validation__interval=1, validation__samples=[{"prompt": "a"}], validation__stg_blocks=None)
+    config = configure(
+        place, tmp_path, validation__interval=1, validation__samples=[{"prompt": "a"}], validation__stg_blocks=None
+    )
     runner = ValidationRunner(config, "cpu", torch.float32)
     runner.encode()
     (plain,) = runner.run(adapted[0], 0)
@@ -475,7 +554,10 @@ def test_a_model_that_is_wrapped_for_several_processes_makes_the_same_samples(pl
 
 
 def test_a_sample_that_cannot_be_read_is_named_before_anything_is_loaded(place, tmp_path, media):
-    samples = [{"prompt": "a"}, {"prompt": "b", "conditions": [condition(media, "video_to_audio")], "video_dims": [64, 64, 17]}]
+    samples = [
+        {"prompt": "a"},
+        {"prompt": "b", "conditions": [condition(media, "video_to_audio")], "video_dims": [64, 64, 17]},
+    ]
     config = configure(place, tmp_path, validation__interval=1, validation__samples=samples)
     with pytest.raises(ValueError, match="validation sample 2: condition 1 .video_to_audio.: film.mp4 has 9 frames"):
         ValidationRunner(config, "cpu", torch.float32)
@@ -483,8 +565,14 @@ def test_a_sample_that_cannot_be_read_is_named_before_anything_is_loaded(place, 
 
 def test_the_order_of_two_samples_and_of_their_conditions_changes_nothing(place, media):
     kinds = ["first_frame", "suffix of sound", "reference"]
-    one, other = (make(place, **WIDE, conditions=[condition(media, k) for k in order]) for order in (kinds, kinds[::-1]))
-    assert torch.equal(one.frames, other.frames) and torch.equal(one.sound, other.sound) and torch.equal(one.beside, other.beside)
+    one, other = (
+        make(place, **WIDE, conditions=[condition(media, k) for k in order]) for order in (kinds, kinds[::-1])
+    )
+    assert (
+        torch.equal(one.frames, other.frames)
+        and torch.equal(one.sound, other.sound)
+        and torch.equal(one.beside, other.beside)
+    )
 
 
 def test_a_runner_writes_its_samples_and_knows_them(place, tmp_path, adapted):

@@ -5,23 +5,21 @@ import functools
 import oracle  # noqa: F401  (first: lets ltx_core import without torchaudio)
 import pytest
 import torch
+from bars import near
 from ltx_core.model import video_vae as reference
 
-from ltx_nb.latents import ConfigError, ScaleFactors
-from ltx_nb.model.video_vae import (
-    Tiling,
-    VideoDecoder,
-    VideoEncoder,
-    decode_chunks,
-    decode_spans,
-    decode_video,
-    encode_spans,
-    encode_video,
-    from_uint8,
-    to_uint8,
-)
+from ltx_nb.model.latents import ConfigError, ScaleFactors
+from ltx_nb.model.tiling import Tiling, decode_chunks, decode_spans, decode_video, encode_spans, encode_video
+from ltx_nb.model.video_vae import VideoDecoder, VideoEncoder, from_uint8, to_uint8
 
-TOLERANCE = {"rtol": 0, "atol": 1e-4}
+TOLERANCE = {"rtol": 0, "atol": 1e-4}  # outputs reach 10, after thirty convolutions; a wrong layer gives 0.1 and more
+
+
+def sums(x):
+    x = x.double()
+    return x.sum().item(), x.abs().sum().item()
+
+
 SCALARS = {
     "dims": 3, "in_channels": 3, "out_channels": 3, "patch_size": 4, "norm_layer": "pixel_norm",
     "latent_log_var": "uniform", "causal_decoder": False, "timestep_conditioning": False,
@@ -203,8 +201,7 @@ def test_encoder_equals_the_reference(name, total, total_abs):
     found = mine(x)
     torch.testing.assert_close(found, oracles(x), **TOLERANCE)
     if total is not None:
-        assert float(found.double().sum()) == pytest.approx(total, abs=1e-3)
-        assert float(found.double().abs().sum()) == pytest.approx(total_abs, abs=1e-3)
+        assert sums(found) == near((total, total_abs), total_abs)
 
 
 @pytest.mark.parametrize("name, total, total_abs", [
@@ -216,8 +213,7 @@ def test_decoder_equals_the_reference(name, total, total_abs):
     found = mine(z, generator=generator(7))
     torch.testing.assert_close(found, oracles(z, generator=generator(7)), **TOLERANCE)
     if total is not None:
-        assert float(found.double().sum()) == pytest.approx(total, abs=0.05)
-        assert float(found.double().abs().sum()) == pytest.approx(total_abs, abs=0.05)
+        assert sums(found) == near((total, total_abs), total_abs)
 
 
 @pytest.mark.parametrize("timestep, total, total_abs", [
@@ -228,8 +224,7 @@ def test_steered_noisy_causal_decoder_equals_the_reference(timestep, total, tota
     z, timestep = draw(2, 2, 16, 2, 3, 3), timestep and torch.tensor(timestep)
     found = mine(z, generator=generator(7), timestep=timestep)
     torch.testing.assert_close(found, oracles(z, timestep=timestep, generator=generator(7)), **TOLERANCE)
-    assert float(found.double().sum()) == pytest.approx(total, abs=0.05)
-    assert float(found.double().abs().sum()) == pytest.approx(total_abs, abs=0.05)
+    assert sums(found) == near((total, total_abs), total_abs)
     assert not torch.allclose(found, mine(z, generator=generator(8), timestep=timestep))
 
 
@@ -267,7 +262,7 @@ def test_tiled_decode_equals_the_reference(tiling, chunks, total_abs):
     found = list(decode_chunks(mine, z, Tiling(*tiling)))
     assert [c.shape[2] for c in found] == chunks == [c.shape[2] for c in theirs]
     torch.testing.assert_close(torch.cat(found, 2), torch.cat(theirs, 2), **TOLERANCE)
-    assert float(torch.cat(found, 2).double().abs().sum()) == pytest.approx(total_abs, abs=2)
+    assert sums(torch.cat(found, 2))[1] == near(total_abs, total_abs)
 
 
 @pytest.mark.parametrize("tiling, total, total_abs", [
@@ -285,8 +280,7 @@ def test_tiled_encode_equals_the_reference(tiling, total, total_abs):
     found = encode_video(mine, x, Tiling(*tiling))
     torch.testing.assert_close(found, oracles.tiled_encode(x, reference_tiling(*tiling)), **TOLERANCE)
     if total is not None:
-        assert float(found.double().sum()) == pytest.approx(total, abs=1e-2)
-        assert float(found.double().abs().sum()) == pytest.approx(total_abs, abs=1e-2)
+        assert sums(found) == near((total, total_abs), total_abs)
 
 
 def test_bytes_equal_the_reference():
@@ -296,8 +290,10 @@ def test_bytes_equal_the_reference():
     theirs = torch.cat(list(reference.decode_video(z, oracles)))
     assert found.shape == theirs.shape == (9, 64, 96, 3) and found.dtype == theirs.dtype
     off = (found.int() - theirs.int()).abs()
-    assert off.max() <= 1 and off.sum() <= 8  # a value on the edge of two bytes may fall either way
-    assert int(found.sum()) == pytest.approx(20012638, abs=8)
+    # A value on the edge of two bytes may fall either way: of 165,888 values, each off by 127 ROOM at most, 210 or fewer
+    # are that near to an edge. Against the reference, on one machine, it is a handful.
+    assert off.max() <= 1 and off.sum() <= 20
+    assert int(found.sum()) == pytest.approx(20012638, abs=210)
     assert found.flatten()[:6].tolist() == [116, 130, 150, 104, 255, 178]
 
 

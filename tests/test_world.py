@@ -43,6 +43,14 @@ from ltx_nb.tiny.world import (
 )
 
 COUNT = 104
+# The judge is right about every clip below, whatever the kernels. The bars leave room for one clip in fifty at the edge of
+# a decision. A judge with a fault is wrong about a whole value of an attribute: every seventh clip at least.
+SHARP, BLURRED, FADED = (
+    0.99,
+    0.98,
+    0.95,
+)  # of clips as drawn; after a codec or hiss; of what is three quarters there, of 40
+OTHER_SIZES = 0.9  # of 12 clips: one may be wrong
 SEEN, HEARD = tuple(HEARD_AS), tuple(HEARD_AS.values())
 
 
@@ -141,7 +149,7 @@ def test_wide_split_breaks_the_coupling():
     scenes = sample_scenes("wide", 600, seed=8)
     for name in SEEN:
         coupled = sum(getattr(s, HEARD_AS[name]) == sound_of(name, getattr(s, name)) for s in scenes) / len(scenes)
-        assert coupled < 1 / len(ATTRIBUTES[name]) + 0.08
+        assert coupled < 1 / len(ATTRIBUTES[name]) + 0.08  # 600 scenes: four times sqrt(p (1 - p) / n); coupled, 1
 
 
 def test_every_word_is_one_piece_of_the_tokenizer():
@@ -202,7 +210,7 @@ def test_judge_is_right_on_ground_truth(wide):
     scenes, frames, sound = wide
     verdicts = judge(frames, sound)
     score = accuracy(verdicts, scenes)
-    assert set(score) == set(ATTRIBUTES) and min(score.values()) >= 0.99
+    assert set(score) == set(ATTRIBUTES) and min(score.values()) >= SHARP
     assert all(abs(v["hertz"] / s.pitch - 1) < 0.0006 for v, s in zip(verdicts, scenes))  # one cent
 
 
@@ -211,20 +219,20 @@ def test_judge_reads_clips_of_a_codec_at_20_decibels(wide):
     clean = frames.float() / 255
     worse = torch.stack([blur(clip, 2.5) for clip in clean])
     worse = (worse + 0.1 * noise_like(worse)).clamp(0, 1)
-    assert -10 * (worse - clean).square().mean().log10() < 21
-    assert min(accuracy(watch(worse), scenes).values()) >= 0.98
+    assert -10 * (worse - clean).square().mean().log10() < 21  # 19.7 dB: as bad as a tiny codec at its worst
+    assert min(accuracy(watch(worse), scenes).values()) >= BLURRED
 
 
 def test_judge_sees_through_missing_contrast(wide):
     scenes, frames, _ = wide
     pale = 0.75 * frames[:40].float() / 255 + 0.25 * torch.stack([backdrop(s.background) for s in scenes[:40]])[:, None]
-    assert min(accuracy(watch(pale), scenes[:40]).values()) >= 0.95
+    assert min(accuracy(watch(pale), scenes[:40]).values()) >= FADED
 
 
 def test_judge_hears_through_noise_as_loud_as_the_sound(wide):
     scenes, _, sound = wide
     hiss = noise_like(sound) * sound.square().mean((1, 2), keepdim=True).sqrt()
-    assert min(accuracy(listen(sound + hiss), scenes).values()) >= 0.98
+    assert min(accuracy(listen(sound + hiss), scenes).values()) >= BLURRED
 
 
 def test_shuffled_sound_leaves_the_judge_at_chance():
@@ -234,7 +242,7 @@ def test_shuffled_sound_leaves_the_judge_at_chance():
     own, shuffled = accuracy(listen(sound), scenes), accuracy(listen(sound[order]), scenes)
     for name, tone in HEARD_AS.items():
         chance = 1 / len({getattr(s, name) for s in scenes})
-        assert own[tone] == 1 and abs(shuffled[tone] - chance) < 0.15
+        assert own[tone] == 1 and abs(shuffled[tone] - chance) < 0.15  # 180 clips: four times sqrt(p (1 - p) / n)
 
 
 def test_judge_says_none_where_there_is_nothing():
@@ -273,7 +281,7 @@ def test_world_and_judge_work_at_other_sizes(world):
     scenes = sample_scenes("wide", 12, seed=10)
     frames, sound = render(scenes, world)
     assert frames.shape == (12, world.frames, 3, world.height, world.width) and sound.shape[-1] == world.samples
-    assert min(accuracy(judge(frames, sound), scenes).values()) >= 0.9
+    assert min(accuracy(judge(frames, sound), scenes).values()) >= OTHER_SIZES
 
 
 def test_judge_takes_bytes_and_floats_and_either_sense_alone(wide):
@@ -309,7 +317,7 @@ def test_confusion_counts_what_was_taken_for_what():
 def test_a_dataset_folder_is_read_back_as_it_was_meant(tmp_path):
     scenes = sample_scenes("held_out", 5, seed=11)
     paths = write_dataset(tmp_path / "new" / "clips", scenes, seed=2)
-    assert [p.with_suffix(".txt").read_text().strip() for p in paths] == captions(scenes, seed=2)
+    assert [p.with_suffix(".txt").read_text(encoding="utf-8").strip() for p in paths] == captions(scenes, seed=2)
     assert all(re.fullmatch(r"\d{4}(_[a-z]+){4}\.mp4", path.name) for path in paths)
     (paths[0].parent / "of_yesterday.mp4").write_bytes(paths[0].read_bytes())
     samples = read_dataset(tmp_path / "new" / "clips").samples

@@ -1,15 +1,19 @@
 "A tiny checkpoint, a tiny dataset, and runs over them in a fraction of a second."
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ltx_nb.config import LtxTrainerConfig, load_config
-from ltx_nb.data.store import DummyDataset
-from ltx_nb.progress import Progress, View
+from ltx_nb.config.schema import LtxTrainerConfig
+from ltx_nb.config.files import load_config
+from ltx_nb.data.batches import DummyDataset
+from ltx_nb.training.progress import Progress, View
 from ltx_nb.tiny.checkpoint import make_tiny_checkpoint
-from ltx_nb.training import LtxvTrainer
+from ltx_nb.training.trainer import LtxvTrainer
 
 SIZE = {"width": 32, "height": 32, "num_frames": 9}
 CONTEXT = {"context_width": 128, "audio_context_width": 64, "context_length": 8}
@@ -60,13 +64,13 @@ class Notes(View):
         self.texts.append(text)
 
 
-def make_trainer(place: Place, output: Path, **changes) -> LtxvTrainer:
-    return LtxvTrainer(configure(place, output, **changes), Progress(Notes()), "cpu")
+def make_trainer(place: Place, output: Path, overwrite: bool = False, **changes) -> LtxvTrainer:
+    return LtxvTrainer(configure(place, output, **changes), Progress(Notes()), "cpu", overwrite=overwrite)
 
 
 def told(trainer: LtxvTrainer) -> str:
     "All notes that a run has given its user."
-    return "\n".join(trainer.progress.view.texts)
+    return "\n".join(trainer.runtime.progress.view.texts)
 
 
 def train(place: Place, output: Path, **changes):
@@ -82,6 +86,27 @@ def trained(trainer: LtxvTrainer) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@contextmanager
+def ctrl_c(disposition=signal.default_int_handler) -> Iterator[None]:
+    "What a Ctrl-C does, however this process was started: behind a script or under `nohup` it is ignored."
+    former = signal.signal(signal.SIGINT, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    "Sums in one order, as in processes that were started with one thread, so that bytes can be compared."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def names(folder: Path) -> list[str]:

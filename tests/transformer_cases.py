@@ -1,10 +1,10 @@
-"The tiny transformers of spec/transformer.md 10.2, their seeded weights and inputs, and the cases of 10.3."
+"Tiny transformers with seeded weights and inputs, and the cases that are run on them and on the official implementation."
 
 from dataclasses import replace
 
 import torch
 
-from ltx_nb.latents import audio_positions, video_positions
+from ltx_nb.model.latents import audio_positions, video_positions
 from ltx_nb.model.transformer import IF_PRESENT, REQUIRED, REQUIRED_OF_TWO_STREAMS, Modality
 
 BASE = {**REQUIRED, **REQUIRED_OF_TWO_STREAMS, "num_vector_embeds": IF_PRESENT["num_vector_embeds"]}

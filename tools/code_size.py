@@ -1,4 +1,4 @@
-"""How many lines of a module are code: `python tools/code_size.py ltx_nb/conditions.py ltx_nb/strategies.py`.
+"""How many lines of a module are code: `python tools/code_size.py ltx_nb/flow/conditions.py ltx_nb/flow/strategies.py`.
 
 Exported modules carry a line of documentation for every parameter. Code is what is left without comments, docstrings,
 blank lines, imports and the marks of cells; a signature counts as one line, however many its parameters take.

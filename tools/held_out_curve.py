@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ltx_nb.data.store import write_json
-from ltx_nb.progress import make_progress
+from ltx_nb.training.progress import make_progress
 from ltx_nb.tiny.checkpoint import TinyCheckpoint, tiny_header
 from ltx_nb.tiny.measure import accuracy_table, load_world_model, sample, verdicts
 from ltx_nb.tiny.recipe import BASE_STAGE, make_latents, train_base
@@ -28,12 +28,14 @@ def main(run: Path) -> None:
     folder.mkdir(exist_ok=True)
     shutil.copy2(run / "latents.safetensors", folder)
     parts, path = load_world_model(TinyCheckpoint(run / "ltx-2.3-tiny.safetensors", gemma)), folder / "curve.json"
-    found, done = json.loads(path.read_text()) if path.exists() else {}, 0
+    found, done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, 0
     with make_progress() as shown:
         latents = make_latents(folder, parts.video_vae_encoder, parts.audio_vae_encoder, shown)
         for stop in STOPS:
             if str(stop) not in found:
-                model, processor, _ = train_base(tiny_header(), folder, gemma, latents, shown, BASE_STAGE, limit=stop - done)
+                model, processor, _ = train_base(
+                    tiny_header(), folder, gemma, latents, shown, BASE_STAGE, limit=stop - done
+                )
                 parts.transformer, parts.text_encoder.embeddings_processor = model.eval(), processor.eval()
                 found[str(stop)] = {}
                 for split in ("base", "held_out"):

@@ -53,7 +53,7 @@ def load_and_report(path: str, dtype: str, device: str) -> None:
     "What one process sees, as JSON on the last line."
     import torch
 
-    from ltx_nb.loading import load_transformer
+    from ltx_nb.loading.checkpoint import load_transformer
 
     torch.set_num_threads(1)
     torch.zeros(1, device=device)  # a GPU's own start-up is not the loader's

@@ -23,13 +23,26 @@ def from_root(match: re.Match) -> str:
     return f"{match[1]}{path.removeprefix('nbs/') if path.startswith('nbs/tutorials/') else path})"
 
 
+FILMS = re.compile(r'<div class="before-after">.*?</div>', flags=re.S)
+
+
+def as_picture(prose: str) -> str:
+    "The films of the landing page as one moving picture: a README plays no film. It leads to the page that does."
+    labels = re.findall(r'aria-label="([^"]*)"', prose)
+    picture = f"[![{' '.join(labels)}](nbs/landing/before_after.gif)](https://ltx-nb.github.io/ltx_nb)"
+    return FILMS.sub(lambda _: picture, prose).replace(
+        "Each clip has its sound: unmute it.", "The site plays both with their sound."
+    )
+
+
 def readme() -> str:
     "Prose as it is; code cells with what they printed, unless they are hidden."
     parts = []
     for cell in json.loads(INDEX.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(re.sub(r"(\]\()([^)\s]+)\)", from_root, source))
+            prose = re.sub(r"(\]\()([^)\s]+)\)", from_root, source)
+            parts.append(as_picture(prose) if FILMS.search(prose) else prose)
         elif cell["cell_type"] == "code" and not re.search(r"^#\|\s*hide\b", source, flags=re.M):
             code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
             parts.append(f"```python\n{code}\n```")

@@ -1,0 +1,63 @@
+# The front door: the names that people use most, listed here and nowhere else. `__init__.py` reads this list and resolves
+# a name when it is asked for; editors and type checkers read it as what it is.
+
+from .config.files import example_configs as example_configs
+from .config.files import load_config as load_config
+from .config.files import save_config as save_config
+from .config.schema import LtxTrainerConfig as LtxTrainerConfig
+from .config.words import show as show
+from .data.caption_doctor import CaptionPage as CaptionPage
+from .data.caption_doctor import examine_captions as examine_captions
+from .data.captioners import ChatServer as ChatServer
+from .data.captions import caption_clips as caption_clips
+from .data.cuts import find_scenes as find_scenes
+from .data.omni import QwenOmni as QwenOmni
+from .data.prepare import prepare as prepare
+from .data.scenes import split_films as split_films
+from .data.batches import DummyDataset as DummyDataset
+from .data.batches import PrecomputedDataset as PrecomputedDataset
+from .data.decode import decode as decode
+from .data.endings import read_about as read_about
+from .data.references import make_masks as make_masks
+from .data.references import make_references as make_references
+from .flow.samplers import ShiftedLogitNormalTimestepSampler as ShiftedLogitNormalTimestepSampler
+from .flow.samplers import UniformTimestepSampler as UniformTimestepSampler
+from .flow.sampling import Guidance as Guidance
+from .flow.strategies import FlexibleStrategy as FlexibleStrategy
+from .flow.strategies import ModelInputs as ModelInputs
+from .flow.strategies import TrainingStrategy as TrainingStrategy
+from .flow.strategies import get_training_strategy as get_training_strategy
+from .loading.checkpoint import LtxModelComponents as LtxModelComponents
+from .loading.checkpoint import load_audio_vae_decoder as load_audio_vae_decoder
+from .loading.checkpoint import load_audio_vae_encoder as load_audio_vae_encoder
+from .loading.checkpoint import load_embeddings_processor as load_embeddings_processor
+from .loading.checkpoint import load_model as load_model
+from .loading.checkpoint import load_text_encoder as load_text_encoder
+from .loading.checkpoint import load_transformer as load_transformer
+from .loading.checkpoint import load_video_vae_decoder as load_video_vae_decoder
+from .loading.checkpoint import load_video_vae_encoder as load_video_vae_encoder
+from .loading.checkpoint import load_vocoder as load_vocoder
+from .loading.download import download as download
+from .loading.quantized_file import quantize_file as quantize_file
+from .loading.streaming import load_streamed as load_streamed
+from .loading.lora import add_lora as add_lora
+from .loading.lora import fuse_lora as fuse_lora
+from .loading.lora import load_lora as load_lora
+from .loading.lora_tools import convert_lora as convert_lora
+from .loading.lora_tools import extract_lora as extract_lora
+from .loading.lora_tools import lora_info as lora_info
+from .loading.lora_tools import merge_loras as merge_loras
+from .loading.lora_tools import resize_lora as resize_lora
+from .model.text import EmbeddingsProcessor as EmbeddingsProcessor
+from .model.text import GemmaTextEncoder as GemmaTextEncoder
+from .model.transformer import LTXModel as LTXModel
+from .model.transformer import Modality as Modality
+from .tiny.checkpoint import tiny_checkpoint as tiny_checkpoint
+from .tools.runs import plot_runs as plot_runs
+from .training.memory import memory_plan as memory_plan
+from .training.tracking import read_metrics as read_metrics
+from .training.trainer import LtxvTrainer as LtxvTrainer
+from .training.validation import ValidationRunner as ValidationRunner
+from .training.validation import generate as generate
+
+__version__: str

@@ -1,0 +1,51 @@
+"On a device that refuses, waits and counts as CUDA does: the CPU's numbers, and no wait in a step between two log lines."
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import test_modes
+from pretend_runs import CLOSE, EXACT
+
+HERE = Path(__file__).resolve().parent
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def run(what: str, folder: Path) -> dict[str, dict]:
+    "The cases of `pretend_runs.py`, in a process of its own: a device cannot be registered twice, nor late."
+    command = [sys.executable, str(HERE / "pretend_runs.py"), what, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | THREADS, cwd=HERE.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {(facts := json.loads(line)).pop("case"): facts for line in done.stdout.splitlines() if line[:1] == "{"}
+
+
+def test_every_mode_trains_and_samples_as_on_the_cpu(tmp_path):
+    found = run("modes", tmp_path)
+    assert list(found) == test_modes.CONFIGS
+    for name, facts in found.items():
+        assert facts == {"same": True, "samples": 1, "same samples": True, "off": 0.0, "waited": {}}, name
+
+
+def test_every_form_of_training_gives_the_numbers_of_the_cpu(tmp_path):
+    found = run("forms", tmp_path)
+    assert found.keys() == EXACT.keys() | CLOSE.keys()
+    assert all(facts["waited"] == {} for facts in found.values()), found
+    assert all(found[name]["same"] for name in EXACT), found
+    assert found["full"]["off"] < 1e-5 and max(found[name]["off"] for name in CLOSE) < 2e-2  # bfloat16 has two digits
+
+
+def test_a_preparation_and_generations_give_the_numbers_of_the_cpu(tmp_path):
+    found = run("prepared", tmp_path)
+    roles = (
+        "audio_latents",
+        "audio_masks",
+        "conditions",
+        "latents",
+        "reference_audio_latents",
+        "reference_latents",
+        "video_masks",
+    )
+    assert found.keys() == {*roles, "previews", "generation", "generation from a picture"}
+    assert all(facts["same"] for facts in found.values()), found
