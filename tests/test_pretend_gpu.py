@@ -10,13 +10,16 @@ import test_modes
 from pretend_runs import CLOSE, EXACT
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def run(what: str, folder: Path) -> dict[str, dict]:
     "The cases of `pretend_runs.py`, in a process of its own: a device cannot be registered twice, nor late."
     command = [sys.executable, str(HERE / "pretend_runs.py"), what, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | THREADS, cwd=HERE.parent)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # for `benchmarks`
+    environment = os.environ | THREADS | {"PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return {(facts := json.loads(line)).pop("case"): facts for line in done.stdout.splitlines() if line[:1] == "{"}
 
