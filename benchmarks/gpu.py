@@ -1,13 +1,14 @@
 """The first minutes on a card: `make gpu`, or `python -m benchmarks.gpu` from the root of the project.
 
     python -m benchmarks.gpu                      # 8 minutes on one CUDA GPU; results in benchmarks/results/
-    python -m benchmarks.gpu --only steps         # one part: card, steps, numbers, tests
+    python -m benchmarks.gpu --only steps         # one part: card, steps, profile, numbers, modes, tests, presets
     python -m benchmarks.gpu --dry --output DIR   # the same at tiny sizes on the CPU, in less than a minute
     python -m benchmarks.gpu --prepare            # beforehand, anywhere: what the plan foretells, into gpu_rows.json
 
 What the card can do at all; training steps of a model of 19 billion random weights beside what the memory plan foretold
-and the pretend GPU counted; the tiny model against the CPU; the tests that need a card. `card` and `steps` need nothing
-but PyTorch; what the others miss can lie as wheels in build/gpu-wheels (`make gpu-wheels`). Each part is a process of its
+and the pretend GPU counted, and the kernels of one of them; the tiny model against the CPU, every mode too; the tests that
+need a card; the examples for smaller cards, in as much memory as those have, from files of the real size. `card`, `steps`
+and `profile` need nothing but PyTorch; what the others miss can lie as wheels in build/gpu-wheels (`make gpu-wheels`). Each part is a process of its
 own with a limit, so that none that hangs or breaks the device takes the others along, and what is known is written after
 every row: whoever ends the program early has all of it up to there. Where a machine keeps one folder alone: --output.
 """
@@ -44,6 +45,11 @@ FORMS = {  # what is trained: overrides of the example t2v_lora
     "bf16, everything kept": ["optimization.enable_gradient_checkpointing=false"],
 }
 REFERENCE = "ltx-core under PEFT and autocast, checkpointing"
+COMPILED = "bf16, checkpointing, compiled"
+CARDS = {  # the examples for cards, and their memory in GiB as CUDA says it
+    "t2v_lora_24gb": 23.5, "t2v_lora_16gb": 15.5, "t2v_lora_12gb": 11.6, "t2v_lora_8gb": 7.6, "t2v_lora_t4": 14.5,
+    "t2v_full_48gb": 44.4, "t2v_full_80gb": 79.1,
+}  # fmt: skip
 FPS = 24.0
 
 
@@ -114,10 +120,29 @@ def card(bench: Bench) -> Iterator[dict]:
     forward, _ = bench.times(lambda: attend(q.detach(), k.detach(), v.detach()))
     both, _ = bench.times(lambda: torch.autograd.grad(attend(q, k, v), (q, k, v), grad))
     yield {"attention_forward_tflops": flops / forward / 1e12, "attention_both_tflops": 3.5 * flops / both / 1e12}
+    yield {"attention_by_backend_tflops": by_backend(bench, (q, k, v), grad, flops)}
     if bench.cuda:
         host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
         there = bench.times(lambda: source[: 2**28].copy_(host, non_blocking=True))[0]
         yield {"from_pinned_gb_s": host.nbytes / there / 1e9}
+
+
+def by_backend(bench: Bench, qkv: tuple, grad, flops: int) -> dict[str, list[float | None]]:
+    "Forward, and forward and backward, of each implementation that PyTorch has; the first of all is what it takes by itself."
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    found = {}
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                forward, _ = bench.times(lambda: attend(*(t.detach() for t in qkv)))
+                both, _ = bench.times(lambda: torch.autograd.grad(attend(*qkv), qkv, grad))
+            found[name] = f"{flops / forward / 1e12:.0f} / {3.5 * flops / both / 1e12:.0f}"
+        except RuntimeError as error:
+            found[name] = str(error)[:60]
+    return found
 
 
 # ---- 2. steps of a model of the real size: nothing but PyTorch is needed ----
@@ -159,7 +184,7 @@ def our_model(bench: Bench, header: dict, form: str, lora: dict):
 
     from ltx_nb.loading.lora import add_lora
     from ltx_nb.loading.quantization import quantize_layer
-    from ltx_nb.model.transformer import LTXModel
+    from ltx_nb.model.transformer import LTXModel, compile_blocks
 
     with torch.device("meta"):
         model = LTXModel.from_config(header).to(torch.bfloat16)
@@ -168,9 +193,11 @@ def our_model(bench: Bench, header: dict, form: str, lora: dict):
         random_weights(module, bench.device)
         if kept != "bf16" and isinstance(module, torch.nn.Linear):
             quantize_layer(model, path, kept)
-    model.gradient_checkpointing = form.endswith("checkpointing")
+    model.gradient_checkpointing = "checkpointing" in form
     with torch.device(bench.device):
         add_lora(model.requires_grad_(False), lora["rank"], lora["alpha"], lora["target_modules"])
+    if form == COMPILED:
+        compile_blocks(model)
     return model.to(bench.device).train()
 
 
@@ -234,8 +261,8 @@ def waits_in(bench: Bench, step: Callable[[], object]) -> int | None:
     return sum("synchroniz" in str(one.message) for one in said)
 
 
-def measured(bench: Bench, model, given: list, autocast, call) -> dict:
-    "Seconds, waits and peak of a step."
+def step_of(model, given: list, autocast, call) -> Callable:
+    "A training step: forward, loss, backward, clipping, optimizer."
     import torch
 
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -250,6 +277,13 @@ def measured(bench: Bench, model, given: list, autocast, call) -> dict:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss
+
+    return step
+
+
+def measured(bench: Bench, step: Callable) -> dict:
+    "Seconds, waits and peak of a step."
+    import torch
 
     loss = step()  # makes the optimizer's state
     total, queued = bench.times(step, 3)
@@ -283,7 +317,7 @@ def rows_of(bench: Bench, form: str) -> Iterator[dict]:
     room = torch.cuda.get_device_properties(0).total_memory / 1e9 if bench.cuda else float("inf")
     from ltx_nb.model.transformer import read_config
 
-    for size in ("64x64x9",) if bench.dry else SIZES:
+    for size in ("64x64x9",) if bench.dry else SIZES[-1:] if form == COMPILED else SIZES:
         row = {"form": form, "size": size} | known.get((form, size), {})
         if row.get("foretold_gb", 0) > room:
             yield row | {"error": f"not tried: the card has {room:.1f} GB"}
@@ -304,7 +338,7 @@ def rows_of(bench: Bench, form: str) -> Iterator[dict]:
 
                 given, call = reference_inputs(inputs, bench.device), lambda *x, model=model: model(*x, None)
                 autocast = torch.autocast(bench.device.type, torch.bfloat16)
-            row |= measured(bench, model, given, autocast, call)
+            row |= measured(bench, step_of(model, given, autocast, call))
         except torch.OutOfMemoryError as error:
             row["error"] = f"out of memory: {str(error)[:120]}"
         except Exception as error:
@@ -312,6 +346,48 @@ def rows_of(bench: Bench, form: str) -> Iterator[dict]:
         yield row
         if model is None or "CUDA error" in row.get("error", ""):
             return  # nothing more will work in this process
+
+
+KINDS = {  # of kernels, by what their names have; the first that fits
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "cublas", "matmul"), "attention": ("flash", "fmha", "sdpa", "attention"),
+    "norms": ("norm",), "copies and casts": ("copy", "memcpy", "cat", "memset"), "sums": ("reduce",),
+}  # fmt: skip
+
+
+def profile(bench: Bench) -> Iterator[dict]:
+    "Where the time of one step goes on the device: by kind of kernel, and the longest kernels."
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    from ltx_nb.model.transformer import read_config
+
+    stand_in_for_files()
+    prepared, header = json.loads(ROWS.read_text(encoding="utf-8")), shape_of_model(bench)
+    model = our_model(bench, header, next(iter(FORMS)), prepared["lora"])
+    size = "64x64x9" if bench.dry else SIZES[-1]
+    inputs = inputs_of(read_config(header), size, bench.device, 8 if bench.dry else 1024)
+    step = step_of(model, [inputs.video, inputs.audio], contextlib.nullcontext(), model)
+    step(), step(), bench.wait()
+    began = time.perf_counter()
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if bench.cuda else ProfilerActivity.CPU]) as seen:
+        step()
+        bench.wait()
+        took = time.perf_counter() - began
+    kernels = [
+        (one.key, one.self_device_time_total if bench.cuda else one.self_cpu_time_total, one.count)
+        for one in seen.key_averages()
+    ]
+    kinds: dict[str, list] = {}
+    for name, micros, times in kernels:
+        kind = next(
+            (kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "elementwise"
+        )
+        found = kinds.setdefault(kind, [0.0, 0])
+        found[0], found[1] = found[0] + micros / 1e6, found[1] + times
+    yield {"size": size, "with_profiler_s": took, "on_device_s": sum(micros for _, micros, _ in kernels) / 1e6}
+    yield {"by_kind": {kind: f"{seconds:.3f} s, {times} kernels" for kind, (seconds, times) in kinds.items()}}
+    longest = sorted(kernels, key=lambda one: -one[1])[:30]
+    yield {"longest": {name[:110]: f"{micros / 1e3:.1f} ms, {times}" for name, micros, times in longest}}
 
 
 # ---- 3. the tiny model against the CPU, and the tests ----
@@ -367,6 +443,25 @@ def numbers(bench: Bench) -> Iterator[dict]:
             yield {f"training {name}": {"forward": off[0], "one step": off[1], f"{len(off)} steps": off[-1]}}
 
 
+def modes(bench: Bench) -> Iterator[dict]:
+    "Every mode, form, preparation and generation of tests/pretend_runs.py, on the card and on the CPU."
+    for part in ("modes", "forms", "prepared"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "tests/pretend_runs.py", part, folder, str(bench.device)]
+            program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for line in program.stdout:
+                if line.startswith("{"):
+                    facts = json.loads(line)
+                    case, kept = facts.pop("case"), ("error", "off", "first off", "frames off", "sound off")
+                    yield {f"{part}: {case}": {name: facts[name] for name in kept if facts.get(name) is not None}}
+                    if bench.dry:
+                        program.kill()
+            if (said := program.stderr.read()) and program.wait() and not bench.dry:
+                yield {f"{part}: failed": said[-1000:]}
+        if bench.dry:
+            return
+
+
 def tests(bench: Bench) -> Iterator[dict]:
     "The tests marked `gpu`, from the files that have some."
     marked = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
@@ -379,9 +474,90 @@ def tests(bench: Bench) -> Iterator[dict]:
     yield {"summary": told[-1]} | ({"failed": "\n".join(told)[-1500:]} if done.returncode else {})
 
 
+# ---- 4. the examples for cards ----
+
+
+class CardCounts:
+    "What `benchmarks.real_size` asks of the pretend GPU, answered by the allocator of a real one."
+
+    kernels = waits = to_device = to_host = to_device_bytes = to_host_bytes = moved = flops = 0
+    waited: dict = {}
+
+    def __init__(self):
+        self.restart()
+
+    @property
+    def peak(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1
+
+    def restart(self) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+
+def preset(bench: Bench, name: str) -> Iterator[dict]:
+    "An example in the memory of its card: loading, steps, a sample, from files as large as the published ones, all zeros."
+    import torch
+
+    from .real_size import Stage, foretell, gb, off, sample_clip, train_steps
+
+    room, folder = CARDS[name] * 2**30, tempfile.TemporaryDirectory()
+    if bench.cuda:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
+    with folder as place:
+        stage = Stage(Path(place), "2.3", (64, 64, 9) if bench.dry else (960, 544, 121), 1 if bench.dry else None)
+        data = stage.write().write_records(name, [])
+        given = ["acceleration.stream=0"] if bench.dry else []
+        config = stage.config(name, data, Path(place) / "run", given, not bench.dry)
+        parts = ["training"] if bench.dry else ["training", "sampling"]
+        foretold, began = foretell(stage, config, parts), time.perf_counter()
+        seen, times = CardCounts(), [time.perf_counter()]
+        found, trainer = train_steps(config, seen, 2, bench.device)
+        loaded = time.perf_counter() - began
+        row = lambda what, **more: {
+            f"{name}: {what}": {
+                "peak_gb": gb(found[what].peak), "foretold_gb": gb(foretold[what]) if what in foretold else None,
+                "off_percent": off(foretold[what], found[what].peak) if what in foretold else None, **more,
+            }
+        }  # fmt: skip
+        for what in found:
+            yield row(what, **({"loading_and_two_steps_s": loaded} if what == "step" else {}))
+        steps = trainer.steps()
+        for _ in range(1 if bench.dry else 4):
+            report = next(steps)
+            bench.wait()
+            times.append(time.perf_counter())
+        told = (
+            {"seconds": statistics.median(b - a for a, b in zip(times[1:], times[2:] or times[1:]))}
+            if not bench.dry
+            else {}
+        )
+        if bench.cuda:
+            told["reserved_gb"] = gb(torch.cuda.max_memory_reserved())
+        yield {f"{name}: steps": told | {"loss": float(report.losses["loss"])}}
+        if not bench.dry:
+            began = time.perf_counter()
+            found = sample_clip(trainer, seen)
+            took = time.perf_counter() - began
+            for what in found:
+                yield row(what, reserved_gb=gb(torch.cuda.max_memory_reserved()), sample_of_one_step_s=took)
+
+
+def presets(bench: Bench, names: list[str] | None = None) -> Iterator[dict]:
+    "One after the other, each in a process of its own, which is let go whatever becomes of it."
+    for name in names or list(CARDS)[: 1 if bench.dry else -1]:  # the largest needs a host of 128 GB
+        command = [sys.executable, "-m", "benchmarks.gpu", "--preset", name, *(["--dry"] if bench.dry else [])]
+        for line in lines_of(command, 120, dict(os.environ)):
+            yield {f"{name}: failed": line["error"]} if "error" in line else line
+
+
 # ---- all of it: each part in a process of its own ----
 
-PARTS = {"card": card, "numbers": numbers, "tests": tests}
+PARTS = {"card": card, "profile": profile, "numbers": numbers, "modes": modes, "tests": tests, "presets": presets}
 
 
 @dataclass(frozen=True)
@@ -400,16 +576,25 @@ class Job:
 def jobs(dry: bool) -> list[Job]:
     "What tells most comes first."
     if dry:
-        return [Job("card", 60), Job("steps", 60, (*FORMS, REFERENCE)), Job("numbers", 90), Job("tests", 60)]
+        forms = Job("steps", 60, (*FORMS, REFERENCE))
+        return [
+            Job("card", 60),
+            forms,
+            *(Job(part, 90) for part in ("profile", "numbers", "modes", "tests", "presets")),
+        ]
     bf16, *quantized, kept = (Job("steps", 110, (form,)) for form in FORMS)
     return [
         Job("card", 60),
         bf16,
+        Job("profile", 90),
         Job("numbers", 120),
         *quantized,
         Job("tests", 90),
         kept,
         Job("steps", 110, (REFERENCE,)),
+        Job("steps", 150, (COMPILED,)),
+        Job("presets", 480),
+        Job("modes", 300),
     ]
 
 
@@ -530,7 +715,7 @@ def prepare() -> dict:
 
 def run_part(part: str, forms: list[str], bench: Bench) -> None:
     "In a process of its own: lines of JSON."
-    if part in ("card", "steps"):
+    if part in ("card", "steps", "profile"):
         print(json.dumps({"about": about(bench)}), flush=True)
     found = (row for form in forms for row in rows_of(bench, form)) if part == "steps" else PARTS[part](bench)
     for line in found:
@@ -551,13 +736,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="for JSON and table")
     parser.add_argument("--prepare", action="store_true", help=f"write {ROWS.name}, and run nothing")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    parser.add_argument("--form", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--form", action="append", default=[], help="a form of the steps, such as 'nf4, checkpointing'")
+    parser.add_argument("--preset", help=argparse.SUPPRESS)
     parser.add_argument("--tiny-numbers", metavar="DEVICE", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.prepare:
         ROWS.write_text(json.dumps(prepare(), indent=1) + "\n", encoding="utf-8")
     elif options.tiny_numbers:
         print(json.dumps(tiny_numbers(options.tiny_numbers, options.dry)))
+    elif options.preset:
+        for line in preset(Bench(options.dry), options.preset):
+            print(json.dumps(line), flush=True)
     elif options.part:
         run_part(options.part, options.form, Bench(options.dry))
     elif not options.dry and not has_cuda():
@@ -581,7 +770,11 @@ def run_all(options: argparse.Namespace) -> None:
             unfinished.write_text(text, encoding="utf-8")
             os.replace(unfinished, stem.with_suffix(suffix))
 
-    todo = [job for job in jobs(options.dry) if not options.only or job.part in options.only]
+    asked = lambda job: (
+        (not options.only or job.part in options.only)
+        and (not (options.form and job.forms) or set(options.form) & set(job.forms))
+    )
+    todo = [job for job in jobs(options.dry) if asked(job)]
     with tempfile.TemporaryDirectory() as folder:
         print(table(run_jobs(todo, options.dry, until, write, with_wheels(folder))))
 

@@ -23,13 +23,20 @@ def test_the_whole_of_it_runs_dry(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (found,) = (json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("gpu-*-dry.json"))
     assert (
-        list(found["parts"]) == ["card", "steps", "numbers", "tests"] and found["about"]["torch"] == torch.__version__
+        list(found["parts"]) == ["card", "steps", "profile", "numbers", "modes", "tests", "presets"]
+        and found["about"]["torch"] == torch.__version__
     )
     assert not any("error" in part for part in found["parts"].values()), found
     assert "skipped" in found["parts"]["tests"]["summary"] or torch.cuda.is_available()
     rows = found["parts"]["steps"]["rows"]
     assert [row["form"] for row in rows] == [*gpu.FORMS, gpu.REFERENCE]
     assert all(row["seconds"] > 0 for row in rows if row["form"] != gpu.REFERENCE), rows  # ltx-core may not be there
+    (mode,) = (facts for name, facts in found["parts"]["modes"].items() if name.startswith("modes: "))
+    assert mode == {"off": 0.0, "first off": 0.0}  # the same device twice
+    assert (
+        found["parts"]["profile"]["by_kind"]["products"]
+        and found["parts"]["presets"]["t2v_lora_24gb: steps"]["loss"] > 0
+    )
     (table,) = tmp_path.glob("gpu-*-dry.md")
     assert "| bf16, checkpointing | 64x64x9 |" in table.read_text(encoding="utf-8")
 
