@@ -154,7 +154,9 @@ def checkpoint_is_whole(model: ModelConfig) -> Iterator[str]:
     path = model.model_path
     if not os.path.isfile(path):
         kind = "a folder, not a file" if os.path.isdir(path) else "no such file"
-        yield f"model.model_path: {kind}: {path}; download the checkpoint and give its .safetensors file"
+        pieces = "; components become one file with `ltx-nb join`, or as `ltx-nb train --model`"
+        asked = pieces if os.path.isdir(path) or ";" in str(path) else ""
+        yield f"model.model_path: {kind}: {path}; download the checkpoint and give its .safetensors file{asked}"
     elif not (header_of(path) and looks_whole(path)):
         from ltx_nb.loading.checkpoint import read_header  # brings torch
 
@@ -170,6 +172,8 @@ def quantized_file_fits(model: ModelConfig, acceleration: AccelerationConfig) ->
     stored, asked = metadata.get("quantization"), (acceleration.quantization or "").removesuffix("-quanto")
     if stored and model.training_mode == "full":
         yield f"model.model_path: {model.model_path} holds its weights in {stored}, and all are to be trained; give the original"
+    if "gguf" in metadata and model.training_mode == "full":
+        yield f"model.model_path: {model.model_path} holds blocks of GGUF, and all weights are to be trained; give the original"
     if stored and asked not in ("", stored):
         yield (
             f"acceleration.quantization: given {acceleration.quantization}, but {model.model_path} holds its weights in {stored} "

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CheckpointError', 'checkpoint_path', 'open_tensors', 'read_metadata', 'read_header', 'check_sizes', 'scale_key',
            'beside_weights', 'rescale', 'rows_here', 'not_finite', 'stream_tensors', 'component_keys', 'file_key',
-           'few', 'check_keys', 'fill', 'stored_format', 'kept_in', 'build_empty', 'load_component', 'load_transformer',
-           'load_video_vae_encoder', 'load_video_vae_decoder', 'load_audio_vae_encoder', 'load_audio_vae_decoder',
-           'load_vocoder', 'load_embeddings_processor', 'read_video_scale_factors', 'load_text_encoder',
-           'LtxModelComponents', 'load_model']
+           'few', 'match_keys', 'check_keys', 'fill', 'stored_format', 'kept_in', 'build_empty', 'load_component',
+           'load_transformer', 'load_video_vae_encoder', 'load_video_vae_decoder', 'load_audio_vae_encoder',
+           'load_audio_vae_decoder', 'load_vocoder', 'load_embeddings_processor', 'read_video_scale_factors',
+           'load_text_encoder', 'LtxModelComponents', 'load_model']
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #c63a88e5
 import re
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .gguf import BLOCKS_KEY, DecodedTensors, is_gguf
 from ..model.devices import is_gpu
 from ..model.files import parse_json
 from ..model.latents import ScaleFactors
@@ -65,9 +66,11 @@ def checkpoint_path(
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #371f03c6
 def open_tensors(
     path: str | Path,  # a .safetensors file
-) -> safe_open:  # use it in a `with`; keys(), get_tensor(key), get_slice(key), metadata()
-    "Open a file to read it tensor by tensor, however large it is."
-    return safe_open(path, framework="pt", backend="pread")
+) -> safe_open | DecodedTensors:  # use it in a `with`; keys(), get_tensor(key), get_slice(key), metadata()
+    "Open a file to read it tensor by tensor, however large it is; blocks of GGUF come as numbers."
+    file = safe_open(path, framework="pt", backend="pread")
+    blocks = (file.metadata() or {}).get(BLOCKS_KEY)
+    return DecodedTensors(file, parse_json(blocks)) if blocks else file
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #45e811e2
 def read_metadata(
@@ -80,6 +83,11 @@ def read_metadata(
 
 def _read_entries(file: Path) -> tuple[dict[str, str], list[str]]:  # free text, names of the tensors
     size = file.stat().st_size
+    if is_gguf(file):
+        raise CheckpointError(
+            f"{file} is a GGUF file, which holds a transformer alone: put it together with the other components, "
+            "`ltx-nb join FILE.gguf VAE.safetensors ... -o MODEL.safetensors`"
+        )
     try:
         with open(file, "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
@@ -287,15 +295,13 @@ def few(names, limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def check_keys(
+def match_keys(
     module: nn.Module,  # built on the meta device
-    file: Path,  # where its weights are
+    shapes: Mapping[str, Sequence[int]],  # of the tensors that are there, by name in the file
+    file: Path,  # or folder, for the error
 ) -> dict[str, str]:  # key in the file -> key in the module
     "The tensors of a component, or an error that names what is missing, left over or of another shape."
-    expected, what = module.state_dict(), type(module).__name__
-    with open_tensors(file) as opened:
-        names = component_keys(module, list(opened.keys()))
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+    expected, what, names = module.state_dict(), type(module).__name__, component_keys(module, list(shapes))
     if not names:
         raise CheckpointError(
             f"{file} holds no {what}: none of its keys begins with {', '.join(type(module).CHECKPOINT_KEYS)}"
@@ -308,13 +314,26 @@ def check_keys(
         raise CheckpointError(
             f"{what} in {file}: {len(extra)} tensors are left over, which its header does not explain: {few(extra)}"
         )
-    different = {name: expected[key].shape for name, key in names.items() if shapes[name] != tuple(expected[key].shape)}
+    different = {
+        name: expected[key].shape for name, key in names.items() if tuple(shapes[name]) != tuple(expected[key].shape)
+    }
     if different:
         found = {f"{name} {list(shapes[name])}, expected {list(shape)}" for name, shape in different.items()}
         raise CheckpointError(
             f"{what} in {file}: {len(found)} tensors have another shape than the header says: {few(found)}"
         )
     return names
+
+
+def check_keys(
+    module: nn.Module,  # built on the meta device
+    file: Path,  # where its weights are
+) -> dict[str, str]:  # key in the file -> key in the module
+    "As `match_keys`, of a file."
+    with open_tensors(file) as opened:
+        names = component_keys(module, list(opened.keys()))
+        shapes = {name: opened.get_slice(name).get_shape() for name in names}
+    return match_keys(module, shapes, file)
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #8a6f0915
 _Component = TypeVar("_Component", bound=nn.Module)  # what is filled is what comes back

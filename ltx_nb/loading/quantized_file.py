@@ -20,6 +20,7 @@ from torch import Tensor
 from ..model.files import free_room
 from .checkpoint import CheckpointError, check_keys, checkpoint_path, file_key, open_tensors
 from .checkpoint import read_header, read_metadata, stored_format
+from .gguf import BLOCKS_KEY
 from .quantization import Format, QuantizedLinear, find_format, quantize, quantize_model
 from ..model.transformer import LTXModel
 
@@ -143,7 +144,12 @@ def quantize_file(
     entries, begin = file_entries(path)
     layers = quantized_layers(path, kind.name)
     planned = quantized_entries(entries, layers)
-    head = file_head(planned, read_metadata(path) | {"quantization": kind.name})
+    said = read_metadata(path) | {"quantization": kind.name}
+    if BLOCKS_KEY in said:  # blocks of GGUF that are kept as they are
+        said[BLOCKS_KEY] = json.dumps(
+            {key: kept for key, kept in json.loads(said[BLOCKS_KEY]).items() if key in planned}
+        )
+    head = file_head(planned, said)
     _check_room(path, output, len(head) + max(e["data_offsets"][1] for e in planned.values()), overwrite)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:

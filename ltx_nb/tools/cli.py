@@ -25,14 +25,13 @@ from ltx_nb.tools.options import (
     Config,
     Device,
     EightBit,
-    Model,
     Overrides,
     PartsModel,
     Progress,
     StreamGemma,
     TextEncoder,
 )
-from .options import find_models, model_names, mind_the_world, option, parse_given
+from .options import find_models, model_names, mind_the_world, option, parse_given, put_together
 from .options import usual_size, with_own_trigger
 from .lora_commands import register as register_lora
 from .runs import register as register_runs
@@ -200,6 +199,9 @@ def changes_of(
     "The options of a training command as changes of its configuration."
     if model in model_names():
         model, text_encoder = find_models(model, text_encoder)
+    elif model is not None:
+        text_encoder = model if text_encoder is None and (Path(model) / "model_index.json").is_file() else text_encoder
+        model = put_together(model, "train")
     said = {
         "model.model_path": model,
         "model.text_encoder_path": text_encoder,
@@ -212,7 +214,8 @@ def changes_of(
 
 # %% ../../nbs/8_tools/08_cli.ipynb #549adee8
 TrainModel = Annotated[
-    str | None, option("--model", "--model-path", help="checkpoint, in place of the file's; or tiny, ltx-2.3, ltx-2")
+    str | None,
+    option("--model", "--model-path", help="checkpoint or components, in place of the file's; or tiny, ltx-2.3, ltx-2"),
 ]
 Data = Annotated[Path | None, option("--data", "--preprocessed-data-root", help="dataset, in place of the file's")]
 Run = Annotated[Path | None, option("--output", "-o", "--output-dir", help="folder of the run, in place of the file's")]
@@ -360,7 +363,7 @@ def check_prompts(
 @app.command()
 def generate(
     prompt: Prompts,
-    model: Model,
+    model: PartsModel,
     text_encoder: TextEncoder = None,
     output: Film = None,
     overwrite: Again = False,
@@ -390,6 +393,7 @@ def generate(
     "Generate a clip with sound, or several; everything is loaded once."
     check_prompts(prompt)
     model, text_encoder = find_models(model, text_encoder)
+    model = put_together(model, "generate")
     size = usual_size(model, lora, width=width, height=height, frames=frames, fps=fps)
     prompt = [with_own_trigger(text, lora) for text in prompt] if lora and trigger else prompt
     if all([mind_the_world(model, text, *size.values()) for text in prompt]) and negative_prompt is None:

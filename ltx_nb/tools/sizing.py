@@ -42,7 +42,9 @@ def quantize(
     return 0
 
 # %% ../../nbs/8_tools/07_sizing.ipynb #7d5c0543
-Parts = Annotated[list[Path], typer.Argument(help="folders of components, or .safetensors files of them")]
+Parts = Annotated[
+    list[Path], typer.Argument(help="folders of components or of diffusers, or .safetensors and .gguf files")
+]
 Gpu = Annotated[str | None, option(help="such as l4, 4090 or h100, or gigabytes such as 12; a table if not given")]
 Host = Annotated[float | None, option(help="GB of the host's memory; what is free here if not given")]
 
@@ -85,7 +87,7 @@ def join(
         raise ValueError(f"{output} is there already; --overwrite replaces it")
     found = find_parts(parts)
     for part in found:
-        print(f"{part.file.name}: {', '.join(part.holds)}")
+        print(f"{part.label}: {', '.join(part.holds) or 'more of it'}")
     join_parts(found, output)
     lacking = [what for what in COMPONENTS if not any(what in part.holds for part in found)]
     print(f"{output}: {output.stat().st_size / 1e9:.3g} GB" + (f"; without {', '.join(lacking)}" if lacking else ""))
