@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_cli import call
 
@@ -25,6 +25,16 @@ KINDS = {
     "lokr, whole": lambda: LoKrConfig(r=64, alpha=32, target_modules=LAYERS, init_weights=False, decompose_factor=8),
     "dora": lambda: LoraConfig(r=4, lora_alpha=6, target_modules=LAYERS, use_dora=True, init_lora_weights=False),
 }
+turned = lambda **how: OFTConfig(r=0, oft_block_size=32, target_modules=LAYERS, init_weights=False, **how)
+WHOLE = {  # kinds that need the weight itself
+    "oft": turned,
+    "oft, exact": lambda: turned(use_cayley_neumann=False),
+    "oft, shared, few terms": lambda: turned(block_share=True, num_cayley_neumann_terms=3),
+    "oft, bounded": lambda: turned(coft=True, eps=0.3),
+    "ia3": lambda: IA3Config(target_modules=LAYERS, feedforward_modules=LAYERS[1:], init_ia3_weights=False),
+    "vera": lambda: VeraConfig(r=4, target_modules=LAYERS, save_projection=True, init_weights=False),
+}
+KINDS |= WHOLE
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}  # float32 products in another order; a wrong factor is off by a third
 
 
@@ -69,7 +79,8 @@ def test_a_fused_file_does_what_peft_does(made, tiny, kind):
     model, before = fresh(tiny), fresh(tiny).state_dict()
     fuse_lora(model, folder)
     compare(model.state_dict(), theirs)
-    changed = {key for key, weight in model.state_dict().items() if not torch.equal(weight, before[key])}
+    state = model.state_dict().items()
+    changed = {key.rpartition(".")[0] for key, weight in state if not torch.equal(weight, before[key])}
     assert len(changed) == len(LAYERS) * 4
     nothing = fresh(tiny)
     fuse_lora(nothing, folder, strength=0.0)
@@ -142,6 +153,26 @@ def test_the_lengths_of_other_programs_are_of_rows_or_columns(made, tiny, tmp_pa
     compare(model.state_dict(), made["dora"][1])
 
 
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_needs_the_weights_is_refused_beside_them(made, tiny, kind):
+    model = fresh(tiny)
+    for use in (lambda path: load_lora(model, path), read_lora):
+        with pytest.raises(CheckpointError, match="needs the weights themselves .*lora merge --into"):
+            use(made[kind][0])
+    compare(model.state_dict(), fresh(tiny).state_dict())
+
+
+def test_a_file_that_says_too_little_is_refused(made, tiny, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((made["oft"][0] / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="is OFT, and adapter_config.json, .* is not beside it"):
+        fuse_lora(fresh(tiny), alone)
+    tensors = load_file(made["vera"][0] / "adapter_model.safetensors")
+    save_file({key: t for key, t in tensors.items() if not key.startswith("base_model.vera_")}, alone)
+    with pytest.raises(CheckpointError, match="its two random matrices are not in the file .*save_projection=True"):
+        fuse_lora(fresh(tiny), alone)
+
+
 BLOCK = "diffusion_model.transformer_blocks.0.attn1.to_q"
 
 
@@ -153,7 +184,11 @@ BLOCK = "diffusion_model.transformer_blocks.0.attn1.to_q"
         ({"lokr_w1": (8, 8)}, "missing for"),
         ({"lokr_w1": (8, 8), "lokr_w2": (8, 8)}, "another size"),
         ({"lokr_w1": (8, 8), "lokr_w2_a": (16, 2), "lokr_w2_b": (3, 16)}, "cannot be multiplied"),
-        ({"lokr_w1": (8, 8), "lokr_t2": (2, 2, 3, 3), "lokr_w2_a": (2, 16), "lokr_w2_b": (2, 16)}, "is LoKr"),
+        ({"lokr_w1": (8, 8), "lokr_t2": (2, 2, 3, 3), "lokr_w2_a": (2, 16), "lokr_w2_b": (2, 16)}, "for convolutions .*lokr_t2. All layers .* are linear"),
+        ({"ia3_l": (127, 1)}, "attn1.to_q is 127x128 in the file and 128x128 here"),
+        ({"ia3_l": (3, 3)}, r"its ia3_l is \[3, 3\], expected"),
+        ({"vera_lambda_b": (128,)}, "missing for"),
+        ({"oft_blocks": (4, 8, 8)}, "is OFT .*not read"),
         ({"lora_A.weight": (4, 128), "lora_B.weight": (128, 4), "dora_scale": (7,)}, r"dora_scale of .* is \[7\]; expected \[128\]"),
     ],
 )  # fmt: skip

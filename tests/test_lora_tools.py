@@ -101,7 +101,7 @@ def test_a_folder_of_peft_with_its_alpha_beside_it(tmp_path):
     [
         ({f"{FLAT}.dora_scale": torch.ones(1, WIDTH)}, "is DoRA"),
         ({f"{BLOCK}.lora_magnitude_vector.weight": torch.ones(WIDTH)}, "is DoRA"),
-        ({f"{FLAT}.hada_t1": torch.ones(8, 8)}, "is LoHa"),
+        ({f"{FLAT}.hada_t1": torch.ones(8, 8)}, "for convolutions"),
         ({f"{FLAT}.oft_blocks": torch.ones(8, 8)}, "is OFT"),
         ({f"diffusion_model.{BLOCK}.diff": torch.ones(8, 8)}, "full differences"),
         ({"vae.decoder.weight": torch.ones(2)}, "it has keys such as vae.decoder.weight"),

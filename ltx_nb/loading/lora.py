@@ -18,7 +18,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, few, not_finite, open_tensors, read_metadata
-from .lora_kinds import LazyPairs, changed_weight, loha_pair, lokr_pair, read_other
+from ltx_nb.loading.lora_kinds import (
+    LazyPairs,
+    WeightChange,
+    adapted_weight,
+    ia3_change,
+    loha_pair,
+    lokr_pair,
+    oft_change,
+)
+from .lora_kinds import read_other, read_shared, vera_change
 from .lora_names import find_lora, is_connector, lora_factor, read_key, refuse_keys, said_alpha
 from ..model.files import atomic_path
 
@@ -211,18 +220,20 @@ def save_lora(
 def read_lora(
     path: str | Path,  # a LoRA file, or a folder with one
     skip_connectors: bool = False,  # leave out what adapts the text connectors, which this library does not adapt
-    magnitudes: dict[str, Tensor] | None = None,  # gets the lengths of a DoRA by module; None refuses one
+    magnitudes: dict[str, Tensor | WeightChange] | None = None,  # gets what needs the weight itself; None refuses it
 ) -> tuple[Mapping[str, tuple[Tensor, Tensor]], dict[str, str]]:  # module -> (A, B) float32, and the metadata
-    "A LoRA file, whoever wrote it, or a LoHa, LoKr or DoRA, as pairs of matrices by module name."
+    "A LoRA file, whoever wrote it, or one of another kind, as pairs of matrices by module name."
     metadata = read_metadata(found := find_lora(path), "LoRA")
     found = Path(found).expanduser()
     with open_tensors(found) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    parts, strange = {}, []
+    parts, strange, shared = {}, [], {}
     for key, tensor in tensors.items():
         if skip_connectors and is_connector(key):
             continue
-        if named := read_key(key) or read_other(key):
+        if matrix := read_shared(key):
+            shared[matrix] = tensor.float()
+        elif named := read_key(key) or read_other(key):
             parts.setdefault(named[0], {})[named[1]] = tensor.float()
         else:
             strange.append(key)
@@ -237,6 +248,7 @@ def read_lora(
     if lost := not_finite(tensors):
         raise CheckpointError(f"{found}: {lost[0]} holds NaN or infinity; take an earlier checkpoint of its run")
     said = said_alpha(found, metadata)
+    _take_changes(parts, magnitudes, said, shared, found)
     _take_magnitudes(parts, magnitudes, said["use_dora"], found)
     if not any(part.keys() - {"A", "B", "alpha"} for part in parts.values()):
         return {module: _pair_of(module, part, said, found) for module, part in parts.items()}, metadata
@@ -253,9 +265,41 @@ def is_complete(
         {"A", "B"} <= part.keys()
         or all(map(whole, ("lokr_w1", "lokr_w2")))
         or all(f"hada_w{n}_{e}" in part for n in "12" for e in "ab")
+        or {"vera_lambda_b", "vera_lambda_d"} <= part.keys()
+        or "oft_R" in part
+        or "ia3_l" in part
     )
 
 # %% ../../nbs/2_loading/08_lora.ipynb #883622e2
+_WHOLE = {"oft_R": "OFT", "ia3_l": "IA3", "vera_lambda_b": "VeRA"}  # a part of a layer -> a kind that needs its weight
+
+
+def _take_changes(parts: dict, magnitudes: dict | None, said: dict, shared: dict, path: Path) -> None:
+    found = {module: parts.pop(module) for module, part in [*parts.items()] if part.keys() & _WHOLE.keys()}
+    if not found:
+        return
+    kind = next(kind for part, kind in _WHOLE.items() if any(part in each for each in found.values()))
+    if magnitudes is None:
+        raise CheckpointError(
+            f"{path} is {kind} (for {few(found, 1)}), which needs the weights themselves and can only be put into a model in full "
+            "precision: generate without quantization, or ltx-nb lora merge --into"
+        )
+    if kind == "OFT" and "oft" not in said:
+        raise CheckpointError(
+            f"{path} is OFT, and adapter_config.json, which says how its numbers turn, is not beside it"
+        )
+    made = {
+        "OFT": lambda part: oft_change(part["oft_R"], said["oft"]),
+        "IA3": lambda part: ia3_change(part["ia3_l"]),
+        "VeRA": lambda part: vera_change(part, shared),
+    }[kind]
+    for module, part in found.items():
+        try:
+            magnitudes[module] = made(part)
+        except (ValueError, RuntimeError, TypeError, LookupError) as error:
+            raise CheckpointError(f"{path}: {module}: {str(error).splitlines()[0]}") from None
+
+
 def _take_magnitudes(parts: dict, magnitudes: dict | None, expected: bool, path: Path) -> None:
     found = {module: part.pop("magnitude") for module, part in parts.items() if "magnitude" in part}
     if expected and not found:
@@ -347,6 +391,18 @@ def check_lora(
         raise CheckpointError(f"{name} was trained on a model of another size: {few(wrong, 2)}")
 
 # %% ../../nbs/2_loading/08_lora.ipynb #c9cb5489
+def _check_changes(model: nn.Module, others: Mapping[str, Tensor | WeightChange], path: str | Path) -> None:
+    modules = linear_modules(model)
+    if unknown := [module for module in others if module not in modules]:
+        raise CheckpointError(f"{path} does not fit this model: it has no layers {few(unknown)}")
+    try:
+        for module, other in others.items():
+            if isinstance(other, WeightChange):
+                other.check((modules[module].out_features, modules[module].in_features), module)
+    except ValueError as error:
+        raise CheckpointError(f"{path} was trained on a model of another size: {error}") from None
+
+
 @torch.no_grad()
 def fuse_lora(
     model: nn.Module,  # the transformer; its weights are changed in place
@@ -355,23 +411,24 @@ def fuse_lora(
     skip_connectors: bool = False,  # see `read_lora`
 ) -> dict[str, str]:  # the metadata of the file
     "Add a LoRA to the weights."
-    lengths: dict[str, Tensor] = {}
-    pairs, metadata = read_lora(path, skip_connectors, lengths)
+    others: dict[str, Tensor | WeightChange] = {}
+    pairs, metadata = read_lora(path, skip_connectors, others)
     check_lora(model, pairs, path)
-    modules = dict(model.named_modules())
-    if any(getattr(modules[module], "kind", None) for module in pairs):
+    _check_changes(model, others, path)
+    modules, adapted = dict(model.named_modules()), [*pairs, *(module for module in others if module not in pairs)]
+    if any(getattr(modules[module], "kind", None) for module in adapted):
         raise ValueError("quantized weights are too coarse to add a LoRA to; put it beside them with load_lora")
-    for module, (A, B) in pairs.items():
+    for module in adapted:
 
-        def changed(
-            weight: Tensor, A: Tensor = A, B: Tensor = B, length: Tensor | None = lengths.get(module)
-        ) -> Tensor:
-            return changed_weight(weight, A, B, strength, length).to(weight.dtype)
+        def changed(weight: Tensor, module: str = module) -> Tensor:
+            return adapted_weight(weight, module, pairs, others, strength).to(weight.dtype)
 
         if hasattr(layer := modules[module], "change"):  # its weight is not at hand, see `streaming`
             layer.change(changed)
         else:
             layer.weight.copy_(changed(layer.weight))
+        if (factor := getattr(others.get(module), "bias", None)) is not None and layer.bias is not None:
+            layer.bias.mul_((1 + strength * (factor - 1)).to(layer.bias))
     return metadata
 
 # %% ../../nbs/2_loading/08_lora.ipynb #da666a7b

@@ -76,12 +76,13 @@ _PARTS = (
     (re.compile(r"\.lora_(B|up)(\.\w+)?\.weight$|[._]lora\.up\.weight$|\.lora_linear_layer\.up\.weight$"), "B"),
     (re.compile(r"\.alpha$"), "alpha"),
 )
+_FOR_CONVOLUTIONS = "a LoRA, LoHa or LoKr for convolutions (LoCon, or one with a Tucker core)"
 _KINDS = {
+    _FOR_CONVOLUTIONS: re.compile(r"\.(hada_t[12]|lokr_t2|lora_mid)(\.weight)?$"),
     "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector(\.\w+)*)$"),
     "LoKr": re.compile(r"\.lokr_\w+$"),
     "LoHa": re.compile(r"\.hada_\w+$"),
     "OFT": re.compile(r"\.(oft_\w+|boft_\w+)(\.weight)?$"),
-    "a LoRA for convolutions (LoCon)": re.compile(r"\.lora_mid\.weight$"),
     "IA3": re.compile(r"\.(ia3_\w+|on_input)$"),
     "VeRA": re.compile(r"[._]vera_\w+(\.\w+)*$"),
     "full differences of weights": re.compile(r"\.(diff|diff_b|set_weight)$"),
@@ -151,7 +152,9 @@ def said_alpha(
         raise CheckpointError(
             f"{path}: its factor alpha cannot be read ({error}); expected a number, in {'the metadata' if text else beside}"
         ) from None
-    more = {"use_rslora": bool(said.get("use_rslora")), "use_dora": bool(said.get("use_dora"))}
+    oft = ("coft", "eps", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
+    more = {"oft": {key: said[key] for key in oft if key in said}} if "oft_block_size" in said else {}
+    more |= {"use_rslora": bool(said.get("use_rslora")), "use_dora": bool(said.get("use_dora"))}
     return {"lora_alpha": alpha, "alpha_pattern": patterns, "r": rank} | more
 
 
@@ -179,7 +182,12 @@ def refuse_keys(
     half: list[str],  # layers with one matrix only
 ) -> None:  # raises CheckpointError
     "Say what a file is instead of a LoRA for LTX-2."
-    if kind := other_kind(strange):
+    if (kind := other_kind(strange)) == _FOR_CONVOLUTIONS:
+        raise CheckpointError(
+            f"{path} is {kind}: it has {few(strange, 1)}. All layers of LTX-2 that adapters change are linear, so it was trained "
+            "for another model"
+        )
+    if kind:
         raise CheckpointError(
             f"{path} is {kind} (it has {few(strange, 1)}), which is not read; a plain LoRA is. Its own tool may be able to "
             "convert it, or to merge it into a checkpoint"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError, few, open_tensors, read_metadata, scale_key, stream_tensors
 from .lora import read_lora
-from .lora_kinds import changed_weight
+from .lora_kinds import WeightChange, adapted_weight
 from .lora_names import DIFFUSERS_NAMES, find_lora, is_connector, layer_name, read_key, renamed
 from ..model.files import atomic_path
 
@@ -284,28 +284,35 @@ def merge_into_model(
         raise ValueError(f"{target} is the checkpoint itself: give another name")
     loras = []
     for path, strength in sources:
-        lengths: dict[str, Tensor] = {}
-        loras.append((read_lora(path, magnitudes=lengths)[0], strength, lengths))
+        others: dict[str, Tensor | WeightChange] = {}
+        loras.append((read_lora(path, magnitudes=others)[0], strength, others))
 
     def change(key: str, weight: Tensor) -> Tensor:
-        module = layer_name(key.removesuffix(".weight"))
-        if not key.endswith(".weight") or is_connector(key) or weight.ndim != 2:
+        module, _, leaf = key.rpartition(".")
+        module = layer_name(module)
+        if is_connector(key) or (leaf, weight.ndim) not in (("weight", 2), ("bias", 1)):
             return weight
         total = None
-        for pairs, strength, lengths in loras:
+        for pairs, strength, others in loras:
+            if leaf == "bias":
+                if (factor := getattr(others.get(module), "bias", None)) is not None:
+                    total = (weight.float() if total is None else total) * (1 + strength * (factor - 1))
+                continue
             if module in pairs:
                 A, B = pairs[module]
                 if (len(B), A.shape[1]) != tuple(weight.shape):
                     raise CheckpointError(
                         f"{module} is {len(B)}x{A.shape[1]} in the LoRA, {tuple(weight.shape)} in {model}"
                     )
-                total = changed_weight(weight if total is None else total, A, B, strength, lengths.get(module))
+            if module in pairs or module in others:
+                total = adapted_weight(weight if total is None else total, module, pairs, others, strength)
         return weight if total is None else total.to(weight.dtype)
 
     with open_tensors(Path(model).expanduser()) as file:
         keys = set(file.keys())
         there = {layer_name(key.removesuffix(".weight")): key for key in keys}
-        wanted = [there[module] for pairs, _, _ in loras for module in pairs if module in there]
+        adapted = {module for pairs, _, others in loras for module in (*pairs, *others)}
+        wanted = [there[module] for module in adapted if module in there]
         kinds = {key: file.get_slice(key).get_dtype() for key in wanted}
     if coarse := [
         key for key, kind in kinds.items() if kind not in ("F64", "F32", "F16", "BF16") or scale_key(key, keys)
@@ -314,7 +321,7 @@ def merge_into_model(
             f"{model} holds its weights in few bits ({coarse[0]}: {kinds[coarse[0]]}), too coarse to add a LoRA to: merge it "
             "into the checkpoint in bfloat16"
         )
-    if missing := sorted({module for pairs, _, _ in loras for module in pairs} - there.keys()):
+    if missing := sorted(adapted - there.keys()):
         raise CheckpointError(f"{model} has no layers {few(missing)}: the LoRA was trained for another model")
     return write_streamed(model, target, change)
 
