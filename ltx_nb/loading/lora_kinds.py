@@ -156,7 +156,7 @@ class WeightChange:
                 f"{module} is {'x'.join(map(str, meant))} in the file and {'x'.join(map(str, shape))} here"
             )
 
-
+# %% ../../nbs/2_loading/10_lora_kinds.ipynb #deaf3541
 def _turns(Q: Tensor, said: Mapping[str, Any]) -> Tensor:  # `[blocks, b, b]` skew -> rotations
     if said.get("coft"):
         most, length = float(said.get("eps", 6e-5)) / math.sqrt(len(Q)), Q.norm(dim=(1, 2), keepdim=True)
