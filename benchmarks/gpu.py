@@ -189,7 +189,8 @@ def our_model(bench: Bench, header: dict, form: str, lora: dict):
     with torch.device("meta"):
         model = LTXModel.from_config(header).to(torch.bfloat16)
     kept = form.partition(",")[0]
-    for path, module in list(model.named_modules()):
+    for path in [path for path, _ in model.named_modules()]:
+        module = model.get_submodule(path)  # asked for one by one, so that nothing keeps what is replaced
         random_weights(module, bench.device)
         if kept != "bf16" and isinstance(module, torch.nn.Linear):
             quantize_layer(model, path, kept)
@@ -404,6 +405,7 @@ def tiny_numbers(device: str, dry: bool) -> dict:
     from ltx_nb.training.trainer import LtxvTrainer
     from ltx_nb.training.validation import generate
 
+    torch.set_num_threads(1)  # of a model so small that several would wait for each other
     tiny, found = tiny_checkpoint(), {}
     with tempfile.TemporaryDirectory() as folder:
         clips = {"width": 64, "height": 64, "num_frames": 17, "dataset_length": 3}
@@ -477,74 +479,69 @@ def tests(bench: Bench) -> Iterator[dict]:
 # ---- 4. the examples for cards ----
 
 
-class CardCounts:
-    "What `benchmarks.real_size` asks of the pretend GPU, answered by the allocator of a real one."
+def told_of(name: str, foretold: dict[str, int], cuda: bool):
+    "A view of a run's progress that prints each phase as it ends: what it took, and what was foretold."
+    import torch
 
-    kernels = waits = to_device = to_host = to_device_bytes = to_host_bytes = moved = flops = 0
-    waited: dict = {}
+    from ltx_nb.training.progress import View
 
-    def __init__(self):
-        self.restart()
+    class Told(View):
+        def __init__(self):
+            self.running, self.began = [], time.perf_counter()
 
-    @property
-    def peak(self) -> int:
-        import torch
+        def changed(self, progress, phase, event):
+            if event != "advance":
+                if self.running:
+                    self.say({"Validation": "Decoding"}.get(self.running[-1].name, self.running[-1].name))
+                (self.running.append if event == "start" else self.running.remove)(phase)
 
-        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1
+        def say(self, what: str, **more) -> None:
+            row = {"took_s": round(time.perf_counter() - self.began, 2)} | more
+            if cuda:
+                peak = torch.cuda.max_memory_allocated()
+                row |= {"peak_gb": peak / 1e9, "reserved_gb": torch.cuda.max_memory_reserved() / 1e9}
+                if what in foretold:
+                    row |= {"foretold_gb": foretold[what] / 1e9, "off_percent": 100 * (foretold[what] / peak - 1)}
+                torch.cuda.reset_peak_memory_stats()
+            print(json.dumps({f"{name}: {what}": row}), flush=True)
+            self.began = time.perf_counter()
 
-    def restart(self) -> None:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+    return Told()
 
 
-def preset(bench: Bench, name: str) -> Iterator[dict]:
+def preset(bench: Bench, name: str) -> None:
     "An example in the memory of its card: loading, steps, a sample, from files as large as the published ones, all zeros."
     import torch
 
-    from .real_size import Stage, foretell, gb, off, sample_clip, train_steps
+    from ltx_nb.training.progress import Progress
+    from ltx_nb.training.trainer import LtxvTrainer
 
-    room, folder = CARDS[name] * 2**30, tempfile.TemporaryDirectory()
+    from .real_size import Stage, foretell, spare_memory
+
     if bench.cuda:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
-    with folder as place:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CARDS[name] * 2**30 / total))
+    with tempfile.TemporaryDirectory(dir=spare_memory()) as place:
         stage = Stage(Path(place), "2.3", (64, 64, 9) if bench.dry else (960, 544, 121), 1 if bench.dry else None)
         data = stage.write().write_records(name, [])
-        given = ["acceleration.stream=0"] if bench.dry else []
-        config = stage.config(name, data, Path(place) / "run", given, not bench.dry)
-        parts = ["training"] if bench.dry else ["training", "sampling"]
-        foretold, began = foretell(stage, config, parts), time.perf_counter()
-        seen, times = CardCounts(), [time.perf_counter()]
-        found, trainer = train_steps(config, seen, 2, bench.device)
-        loaded = time.perf_counter() - began
-        row = lambda what, **more: {
-            f"{name}: {what}": {
-                "peak_gb": gb(found[what].peak), "foretold_gb": gb(foretold[what]) if what in foretold else None,
-                "off_percent": off(foretold[what], found[what].peak) if what in foretold else None, **more,
-            }
-        }  # fmt: skip
-        for what in found:
-            yield row(what, **({"loading_and_two_steps_s": loaded} if what == "step" else {}))
-        steps = trainer.steps()
-        for _ in range(1 if bench.dry else 4):
-            report = next(steps)
+        config = stage.config(
+            name, data, Path(place) / "run", ["acceleration.stream=0"] if bench.dry else [], not bench.dry
+        )
+        foretold = foretell(stage, config, ["training"] if bench.dry else ["training", "sampling"])
+        trainer = LtxvTrainer(config, Progress(view := told_of(name, foretold, bench.cuda)), bench.device)
+        trainer.load()
+        view.say("loaded")
+        times = [time.perf_counter()]
+        for report in trainer.steps():
             bench.wait()
             times.append(time.perf_counter())
-        told = (
-            {"seconds": statistics.median(b - a for a, b in zip(times[1:], times[2:] or times[1:]))}
-            if not bench.dry
-            else {}
-        )
-        if bench.cuda:
-            told["reserved_gb"] = gb(torch.cuda.max_memory_reserved())
-        yield {f"{name}: steps": told | {"loss": float(report.losses["loss"])}}
+            if report.step == (2 if bench.dry else 5):
+                break
+        seconds = statistics.median(b - a for a, b in zip(times[1:], times[2:]))  # the first one makes states
+        view.say("step", seconds=seconds, loss=float(report.losses["loss"]))
         if not bench.dry:
-            began = time.perf_counter()
-            found = sample_clip(trainer, seen)
-            took = time.perf_counter() - began
-            for what in found:
-                yield row(what, reserved_gb=gb(torch.cuda.max_memory_reserved()), sample_of_one_step_s=took)
+            trainer.validate()
+            view.say("sample")
 
 
 def presets(bench: Bench, names: list[str] | None = None) -> Iterator[dict]:
@@ -745,8 +742,7 @@ def main(argv: list[str] | None = None) -> int:
     elif options.tiny_numbers:
         print(json.dumps(tiny_numbers(options.tiny_numbers, options.dry)))
     elif options.preset:
-        for line in preset(Bench(options.dry), options.preset):
-            print(json.dumps(line), flush=True)
+        preset(Bench(options.dry), options.preset)
     elif options.part:
         run_part(options.part, options.form, Bench(options.dry))
     elif not options.dry and not has_cuda():

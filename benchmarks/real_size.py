@@ -224,8 +224,8 @@ def small(name: str, given: list[str]) -> bool:
     return load_config(name, given, check_files=False).acceleration.stream_text_encoder
 
 
-def prepare_clip(stage: Stage, seen: Seen, less: bool = False, device=None) -> dict[str, Counts]:
-    "The library's preparation of one clip, previews too; `less`: in little memory; no device: the pretended one."
+def prepare_clip(stage: Stage, seen: Seen, less: bool = False) -> dict[str, Counts]:
+    "The library's preparation of one clip, previews too; `less`: in little memory."
     from ltx_nb.data.prepare import prepare
     from ltx_nb.training.progress import Progress
 
@@ -233,18 +233,18 @@ def prepare_clip(stage: Stage, seen: Seen, less: bool = False, device=None) -> d
     with Progress(phases_view(seen, found)) as progress:
         prepare(
             stage.write_film(), stage.folder / "data", stage.model, stage.gemma, size, fps=FPS, decode=True,
-            device=str(device or pretend_device()), progress=progress, stream_text_encoder=less, vae_tiling=less,
+            device=str(pretend_device()), progress=progress, stream_text_encoder=less, vae_tiling=less,
         )  # fmt: skip
     return found
 
 
-def train_steps(config, seen: Seen, steps: int = 2, device=None) -> tuple[dict[str, Counts], object]:
+def train_steps(config, seen: Seen, steps: int = 2) -> tuple[dict[str, Counts], object]:
     "Everything up to the first step, and the last step alone: the first one makes the optimizer's state."
     from ltx_nb.training.progress import Progress
     from ltx_nb.training.trainer import LtxvTrainer
 
     found = {}
-    trainer = LtxvTrainer(config, Progress(phases_view(seen, found)), device or pretend_device())
+    trainer = LtxvTrainer(config, Progress(phases_view(seen, found)), pretend_device())
     trainer.load()
     view, trainer.runtime.progress.view = trainer.runtime.progress.view, phases_view(seen, {})
     seen.restart()

@@ -35,7 +35,7 @@ def test_the_whole_of_it_runs_dry(tmp_path):
     assert mode == {"off": 0.0, "first off": 0.0}  # the same device twice
     assert (
         found["parts"]["profile"]["by_kind"]["products"]
-        and found["parts"]["presets"]["t2v_lora_24gb: steps"]["loss"] > 0
+        and found["parts"]["presets"]["t2v_lora_24gb: step"]["loss"] > 0
     )
     (table,) = tmp_path.glob("gpu-*-dry.md")
     assert "| bf16, checkpointing | 64x64x9 |" in table.read_text(encoding="utf-8")

@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, build_empty, check_keys, checkpoint_path, few, fill
+from .checkpoint import CheckpointError, Place, build_empty, check_keys, checkpoint_path, few, fill
 from ltx_nb.loading.checkpoint import (
     load_embeddings_processor,
     load_text_encoder,
     open_tensors,
     read_header,
-    stream_tensors,
+    stream_places,
+    tensor_places,
 )
 from .quantization import QuantizedLinear, find_format
-from .streaming import Place, Streamer, make_source, slab_parts, stream_block, tensor_places
+from .streaming import Streamer, make_source, slab_parts, stream_block
 from ..model.text import EmbeddingsProcessor, GemmaFolder, GemmaTextEncoder, check_gemma, find_gemma
 
 # %% ../../nbs/2_loading/07_gemma.ipynb #d5f128b0
@@ -72,10 +73,10 @@ class FileEmbedding(nn.Module):
 # %% ../../nbs/2_loading/07_gemma.ipynb #e9b2a368
 def _fill_small(tower: nn.Module, found: dict, device: torch.device | str, dtype: torch.dtype) -> None:
     "Whatever is no matrix of a layer, and no embedding."
-    for key in [key for key, weight in tower.named_parameters() if weight.ndim == 1]:
-        name, place = found[key]
-        ((_, tensor),) = stream_tensors(place.path, {name: slice(None)}, device, dtype)
-        owner, _, leaf = key.rpartition(".")
+    small = [key for key, weight in tower.named_parameters() if weight.ndim == 1]
+    keys, places = {found[key][0]: key for key in small}, dict(found.values())
+    for name, tensor in stream_places(places, dict.fromkeys(keys, slice(None)), device, dtype):
+        owner, _, leaf = keys[name].rpartition(".")
         tower.get_submodule(owner)._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
 
 

@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import CheckpointError, few, open_tensors, read_metadata, scale_key, stream_tensors
+from .checkpoint import STORED, CheckpointError, few, open_tensors, read_metadata, scale_key
+from .checkpoint import stream_tensors
 from .lora import read_lora
 from .lora_kinds import WeightChange, adapted_weight
 from .lora_names import DIFFUSERS_NAMES, find_lora, is_connector, layer_name, read_key, renamed
@@ -237,13 +238,6 @@ def verify_lora(
     return LoraCheck(len(found), worst, tuple(problems[:4]), None if theirs is None else len(theirs))
 
 # %% ../../nbs/2_loading/11_lora_tools.ipynb #f46edbf0
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
-
 def write_streamed(
     source: str | Path,  # a .safetensors file
     target: str | Path,  # where to
@@ -256,9 +250,9 @@ def write_streamed(
         header, place = {"__metadata__": metadata} if metadata else {}, 0
         for key, stored in slices.items():
             kind, shape = stored.get_dtype(), stored.get_shape()
-            if kind not in _DTYPES:
+            if kind not in STORED:
                 raise CheckpointError(f"{source}: {key} is stored as {kind}, which cannot be copied")
-            end = place + math.prod(shape) * _DTYPES[kind].itemsize
+            end = place + math.prod(shape) * STORED[kind].itemsize
             header[key], place = {"dtype": kind, "shape": shape, "data_offsets": [place, end]}, end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -266,7 +260,7 @@ def write_streamed(
             out.write(struct.pack("<Q", len(text)) + text)
             for key, stored in slices.items():
                 tensor = change(key, file.get_tensor(key)).contiguous()
-                if [*tensor.shape] != stored.get_shape() or tensor.dtype != _DTYPES[stored.get_dtype()]:
+                if [*tensor.shape] != stored.get_shape() or tensor.dtype != STORED[stored.get_dtype()]:
                     raise ValueError(
                         f"{key} was changed to {tensor.dtype} {[*tensor.shape]}, which is another kind of tensor"
                     )

@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['GPU_TYPES', 'is_gpu', 'default_device', 'default_dtype', 'runs_cuda', 'codec_dtype', 'free_bytes', 'release_memory',
-           'memory_in_use', 'pins_memory', 'gpu_random_states', 'set_gpu_random_states', 'has_norm_kernel',
-           'without_autocast', 'check_defaults']
+           'memory_in_use', 'pins_memory', 'host_bytes', 'gpu_random_states', 'set_gpu_random_states',
+           'has_norm_kernel', 'without_autocast', 'check_defaults']
 
 # %% ../../nbs/1_model/08_devices.ipynb #228bbf25
 import contextlib
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable
 
 import torch
 
@@ -79,6 +83,30 @@ def pins_memory(
 ) -> bool:
     "Whether batches should wait in page-locked memory, from which a copy does not make the host wait."
     return torch.device(device).type == "cuda"
+
+# %% ../../nbs/1_model/08_devices.ipynb #aefcb462
+_LARGE = 1 << 22  # bytes; below it, pages do not matter
+
+
+@functools.cache
+def _advise() -> Callable | None:
+    "The system's call that asks for large pages, where it has one."
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return call
+
+
+def host_bytes(
+    size: int,  # bytes
+) -> torch.Tensor:  # `[size]` uint8 on the CPU, without contents
+    "Memory of the host, in large pages where the system has some."
+    memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+    if size >= _LARGE and (advise := _advise()):
+        skipped = -memory.data_ptr() % mmap.PAGESIZE  # up to the first whole page
+        advise(memory.data_ptr() + skipped, size - skipped, mmap.MADV_HUGEPAGE)  # a wish: it may be refused
+    return memory
 
 # %% ../../nbs/1_model/08_devices.ipynb #56002efe
 def gpu_random_states() -> list[torch.Tensor]:  # one a GPU, in host memory
