@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.attention import computed_in
+from ..model.devices import fused_kernels
 
 # %% ../../nbs/2_loading/03_quantization.ipynb #a5c8700a
 def normal_levels(
@@ -121,6 +122,13 @@ def _levels_of_bytes(
         return torch.tensor(kind.levels)[codes.clamp(max=len(kind.levels) - 1)].to(device, dtype)
 
 
+@functools.cache
+def _levels(kind: Format, dtype: torch.dtype, device: torch.device) -> Tensor:  # `[2^bits]`
+    with torch.inference_mode(False):
+        levels = torch.tensor(kind.levels)
+        return torch.cat((levels, levels[-1:].expand(2**kind.bits - len(levels)))).to(device, dtype)
+
+
 def dequantize(
     codes: Tensor,  # `[m, n * bits / 8]` from `quantize`
     scale: Tensor,  # `[m, groups]` from `quantize`
@@ -128,6 +136,9 @@ def dequantize(
     dtype: torch.dtype,  # of the result
 ) -> Tensor:  # `[m, n]`
     "Weights that can be multiplied with."
+    if not kind.dtype.is_floating_point and (fused := fused_kernels(codes.device)):
+        levels = None if kind.levels is None else _levels(kind, dtype, codes.device)
+        return fused.dequantized(codes, scale, levels, kind.bits, dtype)
     if kind.levels is None:
         units = codes.view(kind.dtype).to(dtype)
     else:

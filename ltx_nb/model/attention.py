@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .devices import has_norm_kernel, is_gpu
+from .devices import fused_kernels, has_norm_kernel, is_gpu
 
 # %% ../../nbs/1_model/01_attention.ipynb #1aede3a7
 def normalise(
@@ -38,7 +38,11 @@ def norm_gradient(
 ) -> Tensor:  # `[..., n]` with respect to `x`
     "The backward half of the norm."
     if has_norm_kernel(x.device):
-        return torch.ops.aten._fused_rms_norm_backward(grad, x, x.shape[-1:], scale, None, [True, False])[0]
+        dtype = torch.promote_types(
+            grad.dtype, x.dtype
+        )  # the kernel knows one; they differ where the norm's weight is float32
+        both = grad.to(dtype), x.to(dtype)
+        return torch.ops.aten._fused_rms_norm_backward(*both, x.shape[-1:], scale, None, [True, False])[0].to(x.dtype)
     along = (grad * x).sum(-1, keepdim=True, dtype=scale.dtype) * scale.square()
     inside = torch.addcmul(grad.to(scale.dtype), x.to(scale.dtype), along, value=-1 / x.shape[-1])
     return inside.mul_(scale).to(x.dtype)
@@ -115,7 +119,7 @@ def rope_table(
     dtype: torch.dtype = torch.float32,  # of the activations
 ) -> RopeTable:  # cosine and sine by head
     "Cosines and sines, computed in float32 and cut into heads."
-    angles = angles.unflatten(-1, (heads, -1))
+    angles = angles.contiguous().unflatten(-1, (heads, -1))  # those of a single axis come token beside token
     return RopeTable(angles.cos().to(dtype), angles.sin().to(dtype))
 
 # %% ../../nbs/1_model/01_attention.ipynb #e9502e7f
@@ -219,11 +223,15 @@ def _same_positions(entry: tuple, positions: Tensor) -> bool:
 class _QueryKey(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, q_weight, k_weight, tables, heads, layout, eps):
-        out, scales = [], []
+        out, scales, fused = [], [], fused_kernels(q.device)
         for x, weight, table in (q, q_weight, tables[0]), (k, k_weight, tables[1]):
-            normed, scale = normalise(x, eps)
-            normed = normed.mul_(weight).unflatten(-1, (heads, -1))
-            out.append(normed if table is None else _turn(normed, *table, layout, 1))
+            if fused and x.is_contiguous():
+                turned, scale = fused.norm_rotate(x, weight, table, heads, layout, eps)
+            else:
+                normed, scale = normalise(x, eps)
+                turned = normed.mul_(weight).unflatten(-1, (heads, -1))
+                turned = turned if table is None else _turn(turned, *table, layout, 1)
+            out.append(turned)
             scales.append(scale)
         ctx.save_for_backward(q, k, q_weight, k_weight, *scales)
         ctx.tables, ctx.layout = tables, layout
@@ -232,10 +240,13 @@ class _QueryKey(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         q, k, q_weight, k_weight, q_scale, k_scale = ctx.saved_tensors
-        needs, found = ctx.needs_input_grad, [None] * 8
+        needs, found, fused = ctx.needs_input_grad, [None] * 8, fused_kernels(q.device)
         sides = (q, q_weight, q_scale), (k, k_weight, k_scale)
         for i, (grad, table, (x, weight, scale)) in enumerate(zip(grads, ctx.tables, sides)):
             if not (needs[i] or needs[i + 2]):
+                continue
+            if fused and x.is_contiguous() and not needs[i + 2]:
+                found[i] = fused.norm_rotate_back(grad, x, weight, table, scale, ctx.layout)
                 continue
             grad = (grad if table is None else _turn(grad, *table, ctx.layout, -1)).flatten(2)
             if needs[i + 2]:

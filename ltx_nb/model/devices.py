@@ -5,14 +5,19 @@
 # %% auto #0
 __all__ = ['GPU_TYPES', 'is_gpu', 'default_device', 'default_dtype', 'runs_cuda', 'codec_dtype', 'free_bytes', 'release_memory',
            'memory_in_use', 'pins_memory', 'host_bytes', 'gpu_random_states', 'set_gpu_random_states',
-           'has_norm_kernel', 'without_autocast', 'check_defaults']
+           'has_norm_kernel', 'without_autocast', 'fused_kernels', 'check_defaults']
 
 # %% ../../nbs/1_model/08_devices.ipynb #228bbf25
 import contextlib
 import ctypes
 import functools
+import importlib
+import importlib.util
 import mmap
+import os
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 
@@ -138,6 +143,37 @@ def without_autocast(
     "Operations keep the dtype of their inputs, for the length of a `with` block."
     kind = torch.device(device).type
     return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+# %% ../../nbs/1_model/08_devices.ipynb #ba0dd947
+def fused_kernels(
+    device: torch.device,  # where the tensors are
+) -> ModuleType | None:  # `ltx_nb.model.kernels`; None where PyTorch's operations are used
+    "Our own kernels, where they run."
+    if torch.compiler.is_compiling():  # a compiler makes its own
+        return None
+    return _kernels_of(device)
+
+
+@functools.cache
+def _kernels_of(device: torch.device) -> ModuleType | None:
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"  # to look into them
+    if device.type != "cuda" and not interpreted or os.environ.get("LTX_NB_KERNELS") == "0":
+        return None
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] < 8:
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        kernels = importlib.import_module("ltx_nb.model.kernels")
+        with torch.no_grad():
+            kernels.try_out(device)
+        return kernels
+    except Exception as error:  # of whatever kind: a compiler that is missing, a driver that is old
+        why = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"Triton's kernels are not used ({type(error).__name__}: {why}); a step takes longer", stacklevel=2
+        )
+        return None
 
 # %% ../../nbs/1_model/08_devices.ipynb #8ec0b68c
 def check_defaults(

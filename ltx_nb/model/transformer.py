@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .devices import fused_kernels, without_autocast
 from .latents import ConfigError
 from .attention import Attention, Rope, RopeTable, computed_in, norm_gradient, normalise, rms_norm
 
@@ -132,11 +134,29 @@ def _pick(rows: Tensor, index: Tensor | None) -> Tensor:
     return rows[:, None] if index is None else F.embedding(index, rows)
 
 
+def _add_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    "x + yz in the dtypes that are given. CUDA's autocast would take the widest, and refuses bfloat16 beside float16."
+    with without_autocast(x.device) if computed_in(x)[1] else contextlib.nullcontext():
+        return torch.addcmul(x, y, z)
+
+
 def _sum_by_row(grad: Tensor, index: Tensor | None, rows: int) -> Tensor:
     "Add up the tokens that share a row. As a product with ones and zeros it comes out the same on every run."
     if index is None:
         return grad.sum(1)
     return F.one_hot(index.flatten(), rows).to(grad.dtype).T @ grad.flatten(0, 1)
+
+
+def _fused(
+    x: Tensor, index: Tensor | None, vectors: Sequence[Tensor], grads: Sequence[Tensor] = ()
+) -> ModuleType | None:
+    "Our own kernels, where they fit: one or two results, tensors that lie row by row, one dtype."
+    fused = fused_kernels(x.device)
+    if not fused or len(vectors) > 4 or (index is None and len(vectors[0]) != len(x)):
+        return None
+    rows = [x, *grads, *([] if index is None else [index])]
+    fits = all(t.is_contiguous() for t in rows) and all(v.stride(-1) == 1 and v.dtype is x.dtype for v in vectors)
+    return fused if fits else None
 
 
 class _NormModulate(torch.autograd.Function):
@@ -145,15 +165,21 @@ class _NormModulate(torch.autograd.Function):
         ctx, x, *given
     ):  # index, eps, shift, 1 + scale, shift, 1 + scale, ...; torch.compile miscounts longer signatures
         index, eps, *vectors = given
+        if fused := _fused(x, index, vectors):
+            out, norm_scale = fused.norm_modulate(x, index, eps, vectors)
+            ctx.save_for_backward(x, norm_scale, index, *vectors[1::2])
+            return tuple(out)
         normed, norm_scale = normalise(x, eps)
         ctx.save_for_backward(x, norm_scale, index, *vectors[1::2])
         pairs = zip(vectors[::2], vectors[1::2])
-        return tuple(torch.addcmul(_pick(shift, index), normed, _pick(factor, index)) for shift, factor in pairs)
+        return tuple(_add_product(_pick(shift, index), normed, _pick(factor, index)) for shift, factor in pairs)
 
     @staticmethod
     def backward(ctx, *grads):
         x, norm_scale, index, *factors = ctx.saved_tensors
         total, found = None, [None] * (2 * len(factors))
+        if not any(ctx.needs_input_grad[3:]) and (fused := _fused(x, index, factors, grads)):
+            return fused.norm_modulate_back(grads, x, index, norm_scale, factors), None, None, *found
         for i, (grad, factor) in enumerate(zip(grads, factors)):
             if any(ctx.needs_input_grad[3:]):
                 scaled = grad * (x * norm_scale).to(x.dtype)
@@ -168,7 +194,7 @@ class _GatedAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, gate, index):
         ctx.save_for_backward(y if ctx.needs_input_grad[2] else None, gate, index)
-        return torch.addcmul(x, y, _pick(gate, index))
+        return _add_product(x, y, _pick(gate, index))
 
     @staticmethod
     def backward(ctx, grad):
@@ -196,7 +222,7 @@ class Modulation:
 
     def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         "x * (1 + scale) + shift"
-        return torch.addcmul(_pick(shift, self.index), x, _pick(1 + scale, self.index))
+        return _add_product(_pick(shift, self.index), x, _pick(1 + scale, self.index))
 
     def norm_modulate(self, x: Tensor, eps: float, *vectors: Tensor) -> tuple[Tensor, ...]:
         "rms(x) * (1 + scale) + shift, for each pair of shift and scale."
@@ -206,7 +232,7 @@ class Modulation:
     def add(self, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         "x + gate * y"
         if self.index is None:
-            return torch.addcmul(x, y, gate[:, None])
+            return _add_product(x, y, gate[:, None])
         return _GatedAdd.apply(x, y, gate, self.index)
 
 # %% ../../nbs/1_model/02_transformer.ipynb #b2cf8bdb

@@ -9,7 +9,7 @@ __all__ = ['NAME', 'Seen', 'pretend_device', 'PretendTensor', 'register', 'watch
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from ..model.attention import norm_gradient, normalise
@@ -270,6 +270,8 @@ def _norm(x, shape, weight, eps):
 
 
 def _norm_backward(grad, x, shape, scale, weight, wanted):
+    if grad.dtype is not x.dtype:
+        raise RuntimeError(f"expected scalar type {x.dtype} but found {grad.dtype}")  # as CUDA's kernel does
     out = norm_gradient(grad.raw, x.raw, scale.raw)
     _kernel("norm backward", touched=[grad.raw, x.raw, scale.raw, out])
     return _place(out), None
@@ -388,15 +390,25 @@ _FULL = (
 ).split()
 
 
-def _cast_first(op, lower: bool):
+_WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
+
+
+def _widest(args, kwargs) -> torch.dtype:
+    "What CUDA computes in where dtypes may differ: float32 if one is, and nothing but that and autocast's own."
+    lower = torch.get_autocast_dtype(NAME)
+    found = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()}
+    if found - {lower, torch.float32, torch.float64}:
+        raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+    return torch.float32 if torch.float32 in found else lower
+
+
+def _cast_first(op, to: Callable):
     "An operation whose floating-point inputs are cast."
 
-    def cast(x):
-        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64:
-            return x.to(torch.get_autocast_dtype(NAME) if lower else torch.float32)
-        return x
-
     def kernel(*args, **kwargs):
+        dtype = to(args, kwargs)
+        fits = lambda x: isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64
+        cast = lambda x: x.to(dtype) if fits(x) else x
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(*tree_map(cast, args), **tree_map(cast, kwargs))
@@ -414,11 +426,12 @@ def register() -> torch.device:
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda func, *args, **kwargs: _operate(func, args, kwargs), "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for names, lower in (_LOWER, True), (_FULL, False):
+    lower, full = lambda *_: torch.get_autocast_dtype(NAME), lambda *_: torch.float32
+    for names, to in (_LOWER, lower), (_FULL, full), (_WIDEST, _widest):
         for name in names:
             packet, _, overload = name.partition(".")
             op = getattr(getattr(_aten, packet), overload or "default")
-            ours.impl(name, _cast_first(op, lower), "AutocastPrivateUse1")
+            ours.impl(name, _cast_first(op, to), "AutocastPrivateUse1")
     ours.impl("scaled_dot_product_attention", _attend, "AutogradPrivateUse1")
     for func, kernel in _own_kernels().items():  # or PyTorch would take them apart
         ours.impl(func._schema.name.removeprefix("aten::"), kernel, "PrivateUse1")
