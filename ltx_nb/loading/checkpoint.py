@@ -373,7 +373,7 @@ def _strange(tensor: Tensor) -> Tensor | None:  # `[]` bool where the tensor is;
     ends = torch.stack((tensor.bfloat16() if tensor.itemsize == 1 else tensor).detach().aminmax())
     return ~ends.isfinite().all()
 
-
+# %% ../../nbs/2_loading/00_checkpoint.ipynb #b6d073a9
 def _by_rows(place: Place) -> bool:
     "Whether a row of weights is a row of blocks."
     return len(place.blocks[1]) == 2 and place.shape[0] == place.blocks[1][0]

@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -147,25 +146,13 @@ def _sum_by_row(grad: Tensor, index: Tensor | None, rows: int) -> Tensor:
     return F.one_hot(index.flatten(), rows).to(grad.dtype).T @ grad.flatten(0, 1)
 
 
-def _fused(
-    x: Tensor, index: Tensor | None, vectors: Sequence[Tensor], grads: Sequence[Tensor] = ()
-) -> ModuleType | None:
-    "Our own kernels, where they fit: one or two results, tensors that lie row by row, one dtype."
-    fused = fused_kernels(x.device)
-    if not fused or len(vectors) > 4 or (index is None and len(vectors[0]) != len(x)):
-        return None
-    rows = [x, *grads, *([] if index is None else [index])]
-    fits = all(t.is_contiguous() for t in rows) and all(v.stride(-1) == 1 and v.dtype is x.dtype for v in vectors)
-    return fused if fits else None
-
-
 class _NormModulate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, x, *given
     ):  # index, eps, shift, 1 + scale, shift, 1 + scale, ...; torch.compile miscounts longer signatures
         index, eps, *vectors = given
-        if fused := _fused(x, index, vectors):
+        if (fused := fused_kernels(x.device)) and fused.modulates(x, index, vectors):
             out, norm_scale = fused.norm_modulate(x, index, eps, vectors)
             ctx.save_for_backward(x, norm_scale, index, *vectors[1::2])
             return tuple(out)
@@ -178,7 +165,8 @@ class _NormModulate(torch.autograd.Function):
     def backward(ctx, *grads):
         x, norm_scale, index, *factors = ctx.saved_tensors
         total, found = None, [None] * (2 * len(factors))
-        if not any(ctx.needs_input_grad[3:]) and (fused := _fused(x, index, factors, grads)):
+        fused = None if any(ctx.needs_input_grad[3:]) else fused_kernels(x.device)
+        if fused and fused.modulates(x, index, factors, grads):
             return fused.norm_modulate_back(grads, x, index, norm_scale, factors), None, None, *found
         for i, (grad, factor) in enumerate(zip(grads, factors)):
             if any(ctx.needs_input_grad[3:]):
@@ -189,7 +177,7 @@ class _NormModulate(torch.autograd.Function):
         grad_x = norm_gradient(total, x, norm_scale) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, *found
 
-
+# %% ../../nbs/1_model/02_transformer.ipynb #cdc1d6dc
 class _GatedAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, gate, index):
