@@ -8,7 +8,7 @@ import torch
 from test_cli import call
 
 from ltx_nb.data.clips import example_clips, read_dataset
-from ltx_nb.data.media import read_sound, read_video, write_sound, write_video
+from ltx_nb.data.media import probe, read_sound, read_video, write_sound, write_video
 from ltx_nb.data.sound_references import make_sound_references, named_sounds
 
 RATE = 44100
@@ -27,7 +27,7 @@ def clips(tmp_path):
 
 @pytest.mark.parametrize("name", named_sounds)
 def test_every_filter_gives_a_sound_as_long_as_the_clips(clips, name):
-    report = make_sound_references(clips, name)
+    report = make_sound_references(clips, name, sheet=False)
     assert report.exit_code == 0 and report.count("made") == 2
     for sample in read_dataset(clips):
         own, rate = read_sound(sample.media["video"])
@@ -35,8 +35,8 @@ def test_every_filter_gives_a_sound_as_long_as_the_clips(clips, name):
         assert made.shape == own.shape and rate == same and made.abs().max() > 0.01
         assert (made - own).square().mean() > 1e-3
     before = {path: path.read_bytes() for path in clips.glob("*.reference.wav")}
-    assert make_sound_references(clips, name).count("kept") == 2
-    make_sound_references(clips, name, overwrite=True)  # random numbers of their own names: the same again
+    assert make_sound_references(clips, name, sheet=False).count("reused") == 2
+    make_sound_references(clips, name, overwrite=True, sheet=False)  # random numbers of their own names: the same again
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -81,3 +81,32 @@ def test_a_wrong_filter_is_a_sentence(clips, how, said, capsys):
 def test_a_function_that_gives_something_else_fails_clip_by_clip(clips, made):
     report = make_sound_references(clips, made)
     assert report.exit_code == 3 and report.count("failed") == 2 and not list(clips.glob("*.wav"))
+
+
+def test_another_filter_makes_ours_anew_and_leaves_those_of_others(clips):
+    make_sound_references(clips, "band", sheet=False)
+    write_sound(clips / "bow_snaps.reference.wav", CHORD / 2, RATE)  # somebody's own in its place
+    report = make_sound_references(clips, "mono", sheet=False)
+    assert [item.state for item in report.items] == ["redone", "kept"] and "they are not ours" in str(report)
+    assert make_sound_references(clips, "mono", overwrite=True, sheet=False).count("redone") == 2
+
+
+def test_a_new_list_gets_the_column_and_the_sheet_shows_both_sounds(clips, tmp_path, capsys):
+    rows = [{"media": f"{name}.mp4", "caption": name} for name in ("bird_sings", "bow_snaps")]
+    (clips / "list.json").write_text(json.dumps(rows))
+    new = tmp_path / "new" / "pairs.json"
+    asked = ["--sound", "-o", new, "--media-column", "media", "--progress", "none"]
+    code, out, _ = call(capsys, "reference", clips / "list.json", "rhythm", *asked)
+    assert code == 0 and "2 of 2 samples have a reference" in out and "pairs.sound_references.png" in out
+    assert json.loads((clips / "list.json").read_text()) == rows
+    for row, old in zip(json.loads(new.read_text()), rows):
+        assert (new.parent / row["media"]).resolve() == (clips / old["media"]).resolve()
+        assert (new.parent / row["reference_audio"]).is_file()
+    page = new.with_name("pairs.sound_references.png")
+    height = probe(page).height
+    code, out, _ = call(capsys, "reference", clips, "rhythm", "--sound", "--no-sheet", "--progress", "none")
+    assert code == 0 and "Look at" not in out and not list(tmp_path.glob("*.png"))
+    code, out, err = call(
+        capsys, "reference", clips, "rhythm", "--sound", "-o", tmp_path / "x.json", "--progress", "none"
+    )
+    assert code == 1 and "has no dataset file" in err and height > 2 * 3 * 48

@@ -40,7 +40,7 @@ from ltx_nb.data.media import (
 from .media import read_video, to_frames, write_image, write_sound, write_video
 from .report import some_names
 from .roles import read_reference
-from .sheets import draw_sheet, mel_picture
+from .sheets import draw_sheet, sound_picture
 from .store import Manifest, RecordError, fingerprint, list_records, read_record, write_json
 from .tasks import FOLDERS, Quiet
 from ..loading.checkpoint import load_audio_vae_decoder, load_video_vae_decoder, load_vocoder, read_header
@@ -339,7 +339,7 @@ def _compare(bench: _Bench, origin: Origin | None, manifest: Manifest) -> None:
     track = entry.recipe.options.get("track") if entry else None
     if heard and path.exists() and (info := _heard_in(path, track)).has_sound and not still:
         sound = read_sound(info, plan.start, Fraction(plan.bucket.frames) / plan.fps)
-        bench.lines |= {"sound": _spectrogram(sound), "decoded sound": _spectrogram(heard)}
+        bench.lines |= {"sound": sound_picture(*sound), "decoded sound": sound_picture(*heard)}
         bench.facts["distance"] = sound_distance(heard, sound)
     entry = manifest.records.get("reference_latents", {}).get(bench.sample.id)
     if entry and entry.recipe.source and Path(entry.recipe.source.path).exists() and ".reference" in bench.films:
@@ -362,12 +362,6 @@ def _heard_in(path: Path, track: int | None) -> MediaInfo:
 
 def _strip(frames: Tensor, columns: int = 6) -> Tensor:
     return contact_sheet(frames, columns, columns, width=min(160, frames.shape[3]))
-
-
-def _spectrogram(sound: tuple[Tensor, int]) -> Tensor:
-    mel = waveform_to_mel(sound[0][None].float(), sound[1])[0].mean(0)
-    picture = mel_picture(mel)
-    return torch.nn.functional.interpolate(picture[None].float(), (48, 900), mode="bilinear")[0].round().to(torch.uint8)
 
 # %% ../../nbs/4_data/16_decode.ipynb #5f882cdb
 def _write_films(bench: _Bench, output: Path) -> tuple[str, ...]:
@@ -423,7 +417,7 @@ def decode_sample(
         except (MediaError, ValueError, OSError) as error:  # comparing is a courtesy
             bench.remarks.append(str(error))
     if heard and "decoded sound" not in bench.lines:
-        bench.lines["decoded sound"] = _spectrogram(heard)
+        bench.lines["decoded sound"] = sound_picture(*heard)
     if (steps := sample.read("audio_masks")) is not None:
         steps = (steps["mask"].float() > 0.5).float()
         bench.facts["kept_sound"] = steps.mean().item()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Maker', 'load_function', 'parse_maker', 'check_reference', 'check_keep', 'write_column', 'companion_stems',
-           'Companion', 'CompanionReport', 'companion_sheet', 'make_references', 'make_masks']
+           'Companion', 'digest_of', 'Journal', 'CompanionReport', 'companion_sheet', 'make_companions',
+           'make_references', 'make_masks']
 
 # %% ../../nbs/4_data/25_references.ipynb #59b1310f
 import csv
@@ -302,10 +303,21 @@ class Companion:
     remark: str = ""  # in words
 
 # %% ../../nbs/4_data/25_references.ipynb #71358c17
-class _Journal:
+def digest_of(
+    path: Path,  # of a file
+) -> str:  # 16 hexadecimal digits
+    "What tells the content of a file."
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+# %% ../../nbs/4_data/25_references.ipynb #e6b945e1
+class Journal:
     "How files were made, by their path from the dataset's folder."
 
-    def __init__(self, root: Path):
+    def __init__(
+        self,
+        root: Path,  # the dataset's folder
+    ):
         self.path, self.root = root / _JOURNAL, root
         try:
             self.known = json.loads(self.path.read_text(encoding="utf-8"))
@@ -315,11 +327,21 @@ class _Journal:
     def _name(self, path: Path) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
-    def ours(self, path: Path) -> bool:
+    def ours(
+        self,
+        path: Path,  # of a reference or mask
+    ) -> bool:
+        "Whether a file is one that was made here, and not changed since."
         entry = self.known.get(self._name(path))
-        return bool(entry) and path.exists() and path.stat().st_size == entry["bytes"]
+        same = bool(entry) and path.exists() and path.stat().st_size == entry["bytes"]
+        return same and entry.get("digest", digest_of(path)) == digest_of(path)  # sounds of a length have one size
 
-    def right(self, path: Path, words: str, film: Path) -> bool:
+    def right(
+        self,
+        path: Path,  # of a reference or mask
+        words: str,  # how it would be made
+        film: Path,  # what of
+    ) -> bool:
         "Whether a file is what would be made now."
         if not self.ours(path):
             return False
@@ -328,15 +350,27 @@ class _Journal:
             return False
         return entry["source"]["modified"] == now.modified or source_of(film, True).sha256 == entry["source"]["sha256"]
 
-    def add(self, path: Path, words: str, film: Path) -> None:
+    def add(
+        self,
+        path: Path,  # of a reference or mask
+        words: str,  # how it was made
+        film: Path,  # what of
+    ) -> None:
+        "Note a file that was made."
         source = asdict(source_of(film, content=True)) | {"path": self._name(film)}
-        self.known[self._name(path)] = {"words": words, "source": source, "bytes": path.stat().st_size}
+        made = {"bytes": path.stat().st_size, "digest": digest_of(path)}
+        self.known[self._name(path)] = {"words": words, "source": source, **made}
 
-    def forget(self, path: Path) -> None:
+    def forget(
+        self,
+        path: Path,  # of a reference or mask
+    ) -> None:
+        "Delete a file."
         path.unlink(missing_ok=True)
         self.known.pop(self._name(path), None)
 
     def save(self) -> None:
+        "Write what is known."
         if self.known or self.path.exists():
             write_json(self.path, self.known)
 
@@ -370,7 +404,7 @@ def _make_one(
 
 # %% ../../nbs/4_data/25_references.ipynb #70129911
 def _decide(
-    sample: Sample, dataset: Dataset, stem: Path | None, journal: _Journal, words: str, role: str, overwrite: bool
+    sample: Sample, dataset: Dataset, stem: Path | None, journal: Journal, words: str, role: str, overwrite: bool
 ) -> Companion | None:  # None: it is to be made
     "What need not be made."
     film, given = sample.media.get("video"), sample.media.get(role)
@@ -410,7 +444,7 @@ def _make_all(
     dataset: Dataset, role: str, maker: Maker, seed: int, overwrite: bool, progress: Any
 ) -> list[Companion]:  # in the order of the dataset
     "Go through a dataset."
-    stems, journal, done, results = companion_stems(dataset, role), _Journal(dataset.root), {}, []
+    stems, journal, done, results = companion_stems(dataset, role), Journal(dataset.root), {}, []
     clashes, words = _clashes(dataset, stems), maker.words + (f" seed={seed}" if seed else "")
     what = "References" if role == "reference_video" else "Masks"
     try:
@@ -549,16 +583,31 @@ def _copied(dataset: Dataset, output: Path) -> Path:
     output.with_name(f"{output.name}.bak").unlink(missing_ok=True)
     return output
 
+# %% ../../nbs/4_data/25_references.ipynb #b2eebd44
+_SHEETS = {"reference_video": "references", "video_mask": "masks", "reference_audio": "sound_references"}
+
 
 def _sheet_place(dataset: Dataset, role: str) -> Path:
     place = dataset.source if _listed(dataset) else dataset.root.absolute()
-    return place.with_name(f"{place.stem if _listed(dataset) else place.name}.{_FOLDERS[role][0]}.png")
+    return place.with_name(f"{place.stem if _listed(dataset) else place.name}.{_SHEETS[role]}.png")
 
-
-def _make_companions(
-    role: str, clips, how, known, output, seed, overwrite, sheet, caption_column, video_column, progress
+# %% ../../nbs/4_data/25_references.ipynb #8d9b7bfa
+def make_companions(
+    role: str,  # reference_video, reference_audio or video_mask
+    clips: str | Path | Dataset,  # as for `read_dataset`
+    words: str,  # how they are made, for the report
+    go: Callable[[Dataset], list[Companion]],  # makes one for each sample
+    draw: Callable[[Dataset, Path], list[Path]],  # draws the sheets
+    output: str | Path | None = None,  # a new dataset file; None: the one that there is gets the column
+    sheet: bool | str | Path = True,  # draw a page to look at; a path says where
+    columns: tuple[str | None, str | None] = (
+        None,
+        None,
+    ),  # of captions and of clips, where the file calls them otherwise
+    progress: Any = None,  # an `ltx_nb.training.progress.Progress`; None: silence
 ) -> CompanionReport:
-    began, progress, maker = time.monotonic(), progress or Quiet(), parse_maker(how, known)
+    "Make something for every clip, name it in the dataset's file, and draw it."
+    began, progress, (caption_column, video_column) = time.monotonic(), progress or Quiet(), columns
     dataset = clips if isinstance(clips, Dataset) else read_dataset(clips, caption_column, video_column)
     if output is not None and not _listed(dataset):
         raise DatasetError(
@@ -567,7 +616,7 @@ def _make_companions(
         )
     if output is not None:
         dataset = read_dataset(_copied(dataset, Path(output).expanduser()), caption_column, video_column)
-    items = _make_all(dataset, role, maker, seed, overwrite, progress)
+    items = go(dataset)
     if _listed(dataset):
         seen = lambda path: os.path.relpath(path, dataset.root).replace(os.sep, "/")
         ours = ("made", "redone", "reused", "kept")
@@ -579,10 +628,19 @@ def _make_companions(
     if sheet and any(item.path for item in items):
         place = _sheet_place(dataset, role) if sheet is True else Path(sheet).expanduser()
         try:
-            sheets = tuple(companion_sheet(read_dataset(dataset.source, caption_column, video_column), place, [role]))
+            sheets = tuple(draw(read_dataset(dataset.source, caption_column, video_column), place))
         except OSError as error:  # what was made is there all the same
             progress.note(f"No sheet: {error}")
-    return CompanionReport(role, maker.words, tuple(items), dataset.source, sheets, time.monotonic() - began)
+    return CompanionReport(role, words, tuple(items), dataset.source, sheets, time.monotonic() - began)
+
+# %% ../../nbs/4_data/25_references.ipynb #7b2b372d
+def _pictures(
+    role: str, clips, how, known, output, seed, overwrite, sheet, caption_column, video_column, progress
+) -> CompanionReport:
+    maker, progress = parse_maker(how, known), progress or Quiet()
+    go = lambda dataset: _make_all(dataset, role, maker, seed, overwrite, progress)
+    draw = lambda dataset, place: companion_sheet(dataset, place, [role])
+    return make_companions(role, clips, maker.words, go, draw, output, sheet, (caption_column, video_column), progress)
 
 # %% ../../nbs/4_data/25_references.ipynb #138d4c1d
 def make_references(
@@ -597,7 +655,7 @@ def make_references(
 ) -> CompanionReport:
     "Make a reference for every clip, for an IC-LoRA."
     options = (output, 0, overwrite, sheet, caption_column, video_column, progress)
-    return _make_companions("reference_video", clips, how, named_filters, *options)
+    return _pictures("reference_video", clips, how, named_filters, *options)
 
 
 def make_masks(
@@ -613,4 +671,4 @@ def make_masks(
 ) -> CompanionReport:
     "Make a mask for every clip, for inpainting and outpainting."
     options = (output, seed, overwrite, sheet, caption_column, video_column, progress)
-    return _make_companions("video_mask", clips, how, named_masks, *options)
+    return _pictures("video_mask", clips, how, named_masks, *options)

@@ -75,15 +75,12 @@ def reference(
     if sound:
         from ltx_nb.data.sound_references import make_sound_references
 
-        if output or sheet:
-            raise ValueError("--sound writes beside the clips and draws no sheet: leave --output and --sheet out")
-        with make_progress(progress) as shown:
-            return _show(make_sound_references(clips, how or "band", overwrite, caption_column, video_column, shown))
+        make, usual = make_sound_references, "band"
+    else:
+        make, usual = make_references, "canny"
     drawn = False if no_sheet else sheet or True
     with make_progress(progress) as shown:
-        report = make_references(
-            clips, how or "canny", output, overwrite, drawn, caption_column, video_column, progress=shown
-        )
+        report = make(clips, how or usual, output, overwrite, drawn, caption_column, video_column, progress=shown)
     return _show(report)
 
 # %% ../../nbs/8_tools/04_look.ipynb #fa3f4547
