@@ -343,10 +343,8 @@ class Journal:
         film: Path,  # what of
     ) -> bool:
         "Whether a file is what would be made now."
-        if not self.ours(path):
-            return False
-        entry, now = self.known[self._name(path)], source_of(film)
-        if entry["words"] != words or entry["source"]["size"] != now.size:
+        entry, now = self.known.get(self._name(path)), source_of(film)
+        if not self.ours(path) or entry["words"] != words or entry["source"]["size"] != now.size:
             return False
         return entry["source"]["modified"] == now.modified or source_of(film, True).sha256 == entry["source"]["sha256"]
 
