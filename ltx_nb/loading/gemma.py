@@ -182,10 +182,11 @@ def open_connectors(
     dtype: torch.dtype,  # what weights become
     streamed: bool = False,  # blocks pass through the device
     streams: tuple[str, ...] = ("video", "audio"),  # the connectors to load
+    few: bool = False,  # see `open_text_encoder`
 ) -> EmbeddingsProcessor:
     "Feature extractor and connectors as a configuration asks for them."
     if streamed:
-        return load_streamed_connectors(path, device, dtype, streams)
+        return load_streamed_connectors(path, device, dtype, streams, "once" if few else "auto")
     return load_embeddings_processor(path, device=device, dtype=dtype, streams=streams)
 
 
@@ -196,8 +197,10 @@ def open_text_encoder(
     in_8bit: bool = False,  # its matrices at half the memory; where they do not pass through, by bitsandbytes on CUDA
     streamed: bool = False,  # layers pass through the device
     embeddings_processor: EmbeddingsProcessor | None = None,  # checked against Gemma before anything is read
+    few: bool = False,  # texts are to be encoded: layers that pass come from the file, and fill no memory of the host
 ) -> GemmaTextEncoder:
     "The text encoder as a configuration asks for it."
     if streamed:
-        return load_streamed_text_encoder(path, device, dtype, "int8" if in_8bit else None, embeddings_processor)
+        how = "int8" if in_8bit else None, embeddings_processor, "once" if few else "auto"
+        return load_streamed_text_encoder(path, device, dtype, *how)
     return load_text_encoder(path, device, dtype, in_8bit, embeddings_processor)

@@ -493,7 +493,7 @@ def free_host_bytes() -> int:
 
 # %% ../../nbs/2_loading/05_streaming.ipynb #5dc9cbbf
 def choose_source(
-    wanted: str,  # "memory", "file", or "auto"
+    wanted: str,  # "memory", "file", "auto", or "once": the file where it can be, of what is read once or twice
     needed: int,  # bytes of all slabs
     in_file: bool,  # whether the file holds them as they are needed
     free: int,  # bytes that the host could give
@@ -504,7 +504,9 @@ def choose_source(
     )
     if wanted == "file" and not in_file:
         raise CheckpointError(f"streaming from the file was asked for, but {as_needed}")
-    if wanted != "auto":
+    if wanted == "once" and in_file:
+        return "file"
+    if wanted in ("memory", "file"):
         return wanted
     if needed * 1.2 < free:
         return "memory"
@@ -541,7 +543,7 @@ def make_source(
     device: torch.device | str,  # where it computes
     dtype: torch.dtype,  # what weights become
     kind: Format | None,  # to quantize to; None: what the file has is taken as it is
-    wanted: str = "auto",  # "memory", "file", or "auto"
+    wanted: str = "auto",  # see `choose_source`
 ) -> MemorySource | FileSource:
     "The slabs of all blocks."
     pieces = {number: file_pieces(places, parts, names) for number, names in keys.items()}

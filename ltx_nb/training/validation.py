@@ -90,6 +90,9 @@ class Loaded(dict):
         release_memory(self.device)
 
 # %% ../../nbs/6_training/12_validation.ipynb #a8a1ce6b
+_FEW = 3  # texts, for which a text encoder that passes through is read from the disk each time
+
+
 def encode_prompts(
     prompts: Sequence[str],  # different texts or not
     model: str | Path,  # a unified checkpoint
@@ -102,9 +105,11 @@ def encode_prompts(
 ) -> dict[str, TextContext]:  # on the CPU, `[1, S, D]` each
     "Contexts of some texts; Gemma is loaded for the purpose, if one of them is new, and dropped."
 
+    few = len(set(prompts)) <= _FEW
+
     def gemma() -> torch.nn.Module:
-        connectors = open_connectors(model, device, dtype, streamed)
-        return open_text_encoder(text_encoder, device, dtype, load_in_8bit, streamed, connectors)
+        connectors = open_connectors(model, device, dtype, streamed, few=few)
+        return open_text_encoder(text_encoder, device, dtype, load_in_8bit, streamed, connectors, few)
 
     parts = checkpoint_identity(model, text_encoder) if cache is not None else {}
     made_by = {name: value for name, value in parts.items() if name not in ("video_vae", "audio_vae")}
