@@ -528,10 +528,8 @@ def preset(bench: Bench, name: str) -> None:
         stage = Stage(Path(place), "2.3", (64, 64, 9) if bench.dry else (960, 544, 121), 1 if bench.dry else None)
         data = stage.write().write_records(name, [])
         given = ["acceleration.stream=0"] if bench.dry else ["optimization.warmup_steps=0"]
-        config = stage.config(
-            name, data, Path(place) / "run", ["acceleration.stream=0"] if bench.dry else [], not bench.dry
-        )
-        foretold = foretell(stage, config, ["training"] if bench.dry else ["training", "sampling"])
+        config = stage.config(name, data, Path(place) / "run", given, not bench.dry)
+        foretold = {} if bench.dry else foretell(stage, config, ["training", "sampling"])
         trainer = LtxvTrainer(config, Progress(view := told_of(name, foretold, bench.cuda)), bench.device)
         trainer.load()
         view.say("loaded")
