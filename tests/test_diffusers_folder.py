@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
+from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from safetensors.torch import load_file, save_file
 from test_cli import call
-from test_lora_diffusers import assert_agree, make_pair
+from test_lora_diffusers import assert_agree, make_pair, their_options
 
+from ltx_nb.data.store import checkpoint_identity
 from ltx_nb.loading.checkpoint import (
     CheckpointError,
     load_audio_vae_decoder,
@@ -23,7 +24,11 @@ from ltx_nb.loading.checkpoint import (
     read_header,
 )
 from ltx_nb.loading.components import find_parts, join_parts, joined, whole_checkpoint
+from ltx_nb.loading.diffusers_folder import our_name
+from ltx_nb.model.audio_vae import AudioEncoder
 from ltx_nb.model.transformer import LTXModel
+from ltx_nb.model.video_vae import VideoDecoder, VideoEncoder
+from ltx_nb.tiny.checkpoint import make_tiny_checkpoint, tiny_header
 from ltx_nb.tools.options import find_models
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -217,3 +222,43 @@ def test_a_folder_without_its_transformer_prepares_but_does_not_train(fresh):
 def test_a_folder_brings_its_own_text_encoder(written):
     folder = str(written[0])
     assert find_models(folder, None) == (folder, folder) and find_models(folder, "gemma")[1] == "gemma"
+
+
+TINY = {  # the sizes of the tiny checkpoint of LTX-2.3, in the words of diffusers
+    "vae": {
+        "latent_channels": 128, "block_out_channels": (128,) * 4, "layers_per_block": (0, 0, 0, 1, 0), "decoder_causal": False,
+        "decoder_block_out_channels": (32, 32, 64, 128), "decoder_layers_per_block": (0, 1, 1, 1, 0),
+        "decoder_spatio_temporal_scaling": (True,) * 4, "upsample_residual": (False,) * 4, "upsample_factor": (1, 1, 2, 2),
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"), "decoder_spatial_padding_mode": "zeros",
+        "decoder_inject_noise": (False,) * 5,
+    },
+    "vocoder": {
+        "hidden_channels": 96, "upsample_factors": [5, 4, 4, 2], "upsample_kernel_sizes": [11, 8, 8, 4], **BLOCK,
+        "bwe_hidden_channels": 32, "bwe_upsample_factors": [6, 5, 4, 2], "bwe_upsample_kernel_sizes": [12, 11, 8, 4], **SECOND,
+        "filter_length": 256, "window_length": 256,
+    },
+    "connectors": SIZES["2.3"]["connectors"][1],
+    "audio_vae": AUDIO[1],
+}  # fmt: skip
+
+
+def test_what_was_written_by_diffusers_is_the_official_file_again(tmp_path):
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    whole, kinds = load_file(tiny.model), SIZES["2.3"] | {"audio_vae": AUDIO}
+    with torch.device("meta"):
+        made = {part: kinds[part][0](**options) for part, options in TINY.items()}
+        made["transformer"] = LTX2VideoTransformer3DModel(**their_options(tiny_header("2.3")["transformer"], "2.3"))
+    for part, module in made.items():
+        module.save_config(tmp_path / "theirs" / part)
+        tensors = {name: whole[our_name(part, name)] for name in module.state_dict()}
+        save_file(tensors, tmp_path / "theirs" / part / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "theirs" / "model_index.json").write_text('{"_class_name": "LTX2Pipeline"}')
+    again = join_parts(find_parts(tmp_path / "theirs"), tmp_path / "again.safetensors")
+    found = load_file(again)
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    digits = lambda model: {name: said["fingerprint"] for name, said in checkpoint_identity(model).items()}
+    assert digits(again) == digits(tiny.model)  # what was prepared with the one is right for the other
+    headers = read_header(again), read_header(tiny.model)
+    for build in (LTXModel, VideoEncoder, VideoDecoder, AudioEncoder):
+        ours, theirs = (build.from_config(header).config for header in headers)
+        assert ours == theirs

@@ -1,12 +1,13 @@
 "GGUF: what the package of its authors makes of a block is what we make of it."
 
 import json
+import random
 import struct
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import call
 from test_components import write_pieces
 
@@ -235,3 +236,33 @@ def test_train_takes_components_and_names_what_it_made(pieces, capsys):
     assert "joined_ltx-2.3-Q8_0_" in made and load_transformer(made).config.layers == 4
     assert "put together in" in capsys.readouterr().out
     assert changes_of(None, made, None, None, None, None) == [said]
+
+
+def test_a_damaged_file_gets_a_sentence(tmp_path):
+    small = {"a.weight": (Q8_0, (3, 64), bytes(204)), "a.bias": (0, (3,), bytes(12))}
+    whole, dice = write_gguf(tmp_path / "whole.gguf", small).read_bytes(), random.Random(0)
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(dice.randint(1, 3)):
+            at = dice.randrange(len(whole) - 220)
+            if dice.random() < 0.5:
+                data[at] = dice.randrange(256)
+            else:
+                data[at : at + 8] = struct.pack("<Q", dice.choice([0, 1, 2**31, 2**63, 2**64 - 1]))
+        (tmp_path / "hurt.gguf").write_bytes(data)
+        try:
+            entries, _, _ = gguf_entries(tmp_path / "hurt.gguf")
+        except ValueError as error:
+            assert "is no GGUF file that can be read" in str(error)
+        else:
+            assert all(entry["data_offsets"][1] <= len(whole) for entry in entries.values())
+
+
+@pytest.mark.parametrize(
+    "blocks", ["[1]", "{", '{"a.weight": 3}', '{"a.weight": ["Q9", [3, 64]]}', '{"a.weight": ["Q8_0", [3, 65]]}', '{"a.weight": ["Q8_0", [-3, -64]]}']
+)  # fmt: skip
+def test_what_a_checkpoint_says_of_its_blocks_is_not_believed(tmp_path, blocks):
+    save_file({"a.weight": torch.zeros(3, 68, dtype=torch.uint8)}, tmp_path / "x.safetensors", {"gguf": blocks})
+    with pytest.raises(ValueError, match="GGUF blocks|blocks of GGUF|JSON|Expecting"):
+        with open_tensors(tmp_path / "x.safetensors") as file:
+            file.get_tensor("a.weight")

@@ -77,7 +77,9 @@ def open_tensors(
     "Open a file to read it tensor by tensor, however large it is; blocks of GGUF come as numbers."
     file = safe_open(path, framework="pt", backend="pread")
     blocks = (file.metadata() or {}).get(BLOCKS_KEY)
-    return DecodedTensors(file, parse_json(blocks)) if blocks else file
+    if blocks and not isinstance(found := parse_json(blocks), dict):
+        raise ValueError(f"{path}: its list of GGUF blocks is a {type(found).__name__}, expected an object")
+    return DecodedTensors(file, found) if blocks else file
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #45e811e2
 def read_metadata(

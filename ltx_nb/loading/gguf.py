@@ -217,13 +217,13 @@ def _entry(name: str, dims: list[int], number: int, start: int, room: int, said:
     if (kind := BLOCK_TYPES.get(number)) is None:
         raise ValueError(f"{name} is of type {number}, which is not read; {', '.join(_BY_NAME)} are")
     count, shape = math.prod(dims), dims[::-1]
-    if kind.decode and (not dims or dims[0] % kind.weights):
+    if kind.decode and (not count or dims[0] % kind.weights):
         raise ValueError(f"{name} of shape {shape} is no whole number of {kind.name} blocks in a row")
     size = count // kind.weights * kind.bytes
     if start + size > room:
         raise ValueError(f"it is cut short: {name} ends {start + size - room:,} bytes beyond its end")
     real = [int(n) for n in said.get(_SHAPES + name, shape)]
-    if math.prod(real) != count:
+    if math.prod(real) != count or min(real, default=1) < 1:
         raise ValueError(f"{name} has {count:,} weights, and its shape is said to be {real}")
     entry = {"dtype": kind.plain, "shape": real, "data_offsets": [start, start + size]}
     if kind.decode is None:
@@ -238,8 +238,17 @@ BLOCKS_KEY = "gguf"  # in the metadata of a checkpoint: JSON, name -> [type, sha
 class _BlockSlice:
     "A tensor of blocks that is read in part."
 
-    def __init__(self, stored: Any, kind: str, shape: list[int]):
-        self.stored, self.kind, self.shape = stored, kind, shape
+    def __init__(self, stored: Any, said: Any, name: str):
+        try:
+            self.stored, (self.kind, self.shape) = stored, said
+            kind, count = _BY_NAME[self.kind], math.prod(self.shape)
+            right = min(self.shape) > 0 and math.prod(stored.get_shape()) * kind.weights == count * kind.bytes
+        except (LookupError, TypeError, ValueError):
+            right = False
+        if not right or stored.get_dtype() != "U8":
+            raise ValueError(
+                f"{name} is said to be blocks of GGUF, {str(said)[:60]}, and is not; download the file again"
+            )
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
@@ -282,7 +291,7 @@ class DecodedTensors:
     def get_slice(self, name: str) -> Any:  # get_shape(), get_dtype() and rows in brackets; blocks come as float32
         "A tensor that is read in part."
         stored = self.file.get_slice(name)
-        return _BlockSlice(stored, *self.blocks[name]) if name in self.blocks else stored
+        return _BlockSlice(stored, self.blocks[name], name) if name in self.blocks else stored
 
     def get_tensor(self, name: str) -> Tensor:  # float32 where it was blocks, as stored otherwise
         "A tensor."
