@@ -262,7 +262,7 @@ class _BlockSlice:
             return decode_blocks(data, self.kind).reshape(len(data), self.shape[1])
         return decode_blocks(self.stored[:], self.kind).reshape(self.shape)[rows]
 
-
+# %% ../../nbs/2_loading/13_gguf.ipynb #6db9f22b
 class DecodedTensors:
     "An open file, some of whose tensors are blocks; use it in a `with`."
 
