@@ -207,6 +207,8 @@ def outside_links(text: str, notebook: Path, source_host: str) -> str:
         target, anchor = re.fullmatch(r"([^#]*)(#.*)?", match[2]).groups()
         if not target or "://" in target or target.startswith(("mailto:", "data:", "attachment:")):
             return match[0]
+        if notebook.parts[0] == "tutorials":  # a tutorial lies beside nbs/; on the site it is a floor like the others
+            target = re.sub(r"^\.\./nbs/", "../", target)
         path = Path(os.path.normpath(notebook.parent / target))
         if path.parts and path.parts[0] == "..":
             return f"{match[1]}{source_host}/{Path(*path.parts[1:]).as_posix()}{anchor or ''})"

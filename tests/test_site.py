@@ -49,6 +49,11 @@ def test_links_lead_to_pages_or_to_the_source_host(link, becomes):
     assert pages.outside_links(f"see [it]({link}).", CHAPTER, HOST) == f"see [it]({becomes})."
 
 
+def test_a_tutorial_lies_beside_the_chapters_and_on_the_site_among_them():
+    text = pages.outside_links("[it](../nbs/3_flow/01_conditions.ipynb)", Path("tutorials/02_x.ipynb"), HOST)
+    assert text == "[it](../3_flow/conditions.ipynb)"
+
+
 def test_a_badge_of_another_host_becomes_its_words():
     badge = "[![Open in Colab](https://example.org/badge.svg)](https://example.org/open)"
     assert pages.outside_links(badge, CHAPTER, HOST) == "[Open in Colab](https://example.org/open)"
