@@ -12,7 +12,7 @@ from test_cli import call
 from test_components import write_pieces
 
 from ltx_nb.config.files import load_config
-from ltx_nb.loading.checkpoint import CheckpointError, load_transformer, open_tensors, read_header
+from ltx_nb.loading.checkpoint import CheckpointError, holds_blocks, load_transformer, open_tensors, read_header
 from ltx_nb.loading.components import described_transformer, find_parts, join_parts, joined
 from ltx_nb.loading.gguf import BLOCK_TYPES, decode_blocks, gguf_entries
 from ltx_nb.loading.lora import add_lora, save_lora
@@ -141,6 +141,7 @@ def test_the_blocks_are_loaded_as_the_weights_they_stand_for(pieces, whole):
     model = load_transformer(whole, dtype=torch.float32)
     close(model.state_dict(), meant)
     assert LTXModel.from_config(read_header(whole)).config == LTXModel.from_config(read_header(tiny.model)).config
+    assert holds_blocks(whole) and not holds_blocks(tiny.model)
     pieces_size = sum(part.file.stat().st_size for part in find_parts(file.parent))
     assert whole.stat().st_size < 1.02 * pieces_size  # blocks stay blocks
     with open_tensors(whole) as opened:

@@ -6,10 +6,10 @@
 __all__ = ['STORED', 'CheckpointError', 'checkpoint_path', 'open_tensors', 'read_metadata', 'read_header', 'check_sizes', 'Place',
            'tensor_places', 'read_tensors', 'scale_key', 'beside_weights', 'rescale', 'rows_here', 'not_finite',
            'stream_places', 'stream_tensors', 'component_keys', 'file_key', 'few', 'match_keys', 'check_keys', 'fill',
-           'stored_format', 'kept_in', 'build_empty', 'load_component', 'load_transformer', 'load_video_vae_encoder',
-           'load_video_vae_decoder', 'load_audio_vae_encoder', 'load_audio_vae_decoder', 'load_vocoder',
-           'load_embeddings_processor', 'read_video_scale_factors', 'load_text_encoder', 'LtxModelComponents',
-           'load_model']
+           'stored_format', 'holds_blocks', 'kept_in', 'build_empty', 'load_component', 'load_transformer',
+           'load_video_vae_encoder', 'load_video_vae_decoder', 'load_audio_vae_encoder', 'load_audio_vae_decoder',
+           'load_vocoder', 'load_embeddings_processor', 'read_video_scale_factors', 'load_text_encoder',
+           'LtxModelComponents', 'load_model']
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #c63a88e5
 import os
@@ -541,6 +541,13 @@ def stored_format(
     "What the large weights of a file are kept in already, see `ltx-nb quantize`."
     name = read_metadata(path).get("quantization")
     return find_format(name).name if name else None
+
+
+def holds_blocks(
+    path: str | Path,  # a unified checkpoint
+) -> bool:
+    "Whether weights of a file are blocks of GGUF, which become numbers when they are loaded and cannot be streamed from the disk."
+    return BLOCKS_KEY in read_metadata(path)
 
 
 def kept_in(

@@ -17,7 +17,7 @@ import torch
 
 from ..config.files import make_config, override
 from ..config.schema import LtxTrainerConfig
-from ..loading.checkpoint import kept_in
+from ..loading.checkpoint import holds_blocks, kept_in
 from ..loading.streaming import free_host_bytes, slab_parts, streamed_blocks
 from ..model.devices import runs_cuda
 from ..model.latents import ConfigError
@@ -259,6 +259,7 @@ def choices(
 ) -> Iterator[tuple[float, Sizes, Fit]]:  # seconds a step times how much it is shunned; and what that is
     "Configurations near one that fit a card."
     stored, layers = kept_in(sizes.config.model.model_path, None)[0], empty_layers(sizes.config)
+    blocks = holds_blocks(sizes.config.model.model_path)
     for changes, shunned in _LADDER:
         form = changes.get("acceleration.quantization")
         if form and (stored or sizes.config.acceleration.quantization):
@@ -271,7 +272,7 @@ def choices(
         stay = min(layers, int(room // slab))
         tried = resized(bare, changed(config, {"acceleration.stream": "off" if stay == layers else stay}))
         fit = fit_on(tried, card)
-        if fit.host > host and form is None:  # what the file has is read from it
+        if fit.host > host and form is None and not blocks:  # what the file has is read from it
             tried = replace(tried, config=changed(tried.config, {"acceleration.stream_from": "file"}))
             fit = fit_on(tried, card)
         if fit.fits and fit.host <= host:
