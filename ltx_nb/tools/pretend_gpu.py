@@ -380,26 +380,53 @@ def _operate(func, args, kwargs):
 
 # %% ../../nbs/8_tools/10_pretend_gpu.ipynb #44937cfc
 _LOWER = (
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d.input conv_transpose3d.input addmm matmul mm mv linear "
-    "baddbmm bmm einsum scaled_dot_product_attention"
+    "_convolution convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input "
+    "conv_transpose3d.input prelu addmm addmv addr matmul mm mv einsum linalg_vecdot linear addbmm baddbmm bmm "
+    "chain_matmul linalg_multi_dot scaled_dot_product_attention"
 ).split()
 _FULL = (
-    "exp log log1p expm1 pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar rsqrt reciprocal softplus layer_norm "
-    "group_norm norm.Scalar dist mse_loss l1_loss smooth_l1_loss cosine_similarity softmax.int log_softmax.int sum "
-    "sum.dim_IntList cumsum prod"
+    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar "
+    "pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm norm.Scalar "
+    "norm.ScalarOpt_dim frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity poisson_nll_loss "
+    "cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
+    "margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss "
+    "binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d _upsample_nearest_exact1d "
+    "upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d "
+    "upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa"
 ).split()
-
-
+_GIVES_FULL = (
+    "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm "
+    "linalg_matrix_norm.str_ord sum sum.dim_IntList"
+).split()
 _WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 
 
+def _is_cast(x) -> bool:
+    return isinstance(x, PretendTensor) and x.is_floating_point() and x.dtype is not torch.float64
+
+
+def _lower(*_) -> torch.dtype:
+    return torch.get_autocast_dtype(NAME)
+
+
+def _full(*_) -> torch.dtype:
+    return torch.float32
+
+
 def _widest(args, kwargs) -> torch.dtype:
-    "What CUDA computes in where dtypes may differ: float32 if one is, and nothing but that and autocast's own."
-    lower = torch.get_autocast_dtype(NAME)
-    found = {x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()}
-    if found - {lower, torch.float32, torch.float64}:
-        raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
-    return torch.float32 if torch.float32 in found else lower
+    "What CUDA computes in where dtypes may differ: float32 from the first one on, before it only autocast's own."
+    dtype = lower = torch.get_autocast_dtype(NAME)
+    for x in filter(_is_cast, tree_leaves((args, kwargs))):
+        if torch.float32 in (dtype, x.dtype):
+            dtype = torch.float32
+        elif x.dtype is not lower:
+            raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+    return dtype
+
+
+def _without_autocast():
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    return torch._C._ExcludeDispatchKeyGuard(keys)
 
 
 def _cast_first(op, to: Callable):
@@ -407,13 +434,35 @@ def _cast_first(op, to: Callable):
 
     def kernel(*args, **kwargs):
         dtype = to(args, kwargs)
-        fits = lambda x: isinstance(x, Tensor) and x.is_floating_point() and x.dtype is not torch.float64
-        cast = lambda x: x.to(dtype) if fits(x) else x
-        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
-        with torch._C._ExcludeDispatchKeyGuard(keys):
+        cast = lambda x: x.to(dtype) if _is_cast(x) else x
+        with _without_autocast():
             return op(*tree_map(cast, args), **tree_map(cast, kwargs))
 
     return kernel
+
+
+def _give_full(op):
+    "An operation that is asked for float32, unless it is asked for something."
+
+    def kernel(*args, **kwargs):
+        asked = any(isinstance(x, torch.dtype) for x in (*args, kwargs.get("dtype")))
+        full = {"dtype": torch.float32} if _is_cast(args[0]) and not asked else {}
+        with _without_autocast():
+            return op(*args, **kwargs | full)
+
+    return kernel
+
+
+def _autocast_kernels() -> Iterator[tuple[str, Callable]]:
+    "Operation and overload -> what stands before it under autocast."
+
+    def find(name: str):
+        packet, _, overload = name.partition(".")
+        return getattr(getattr(_aten, packet), overload or "default")
+
+    for names, to in (_LOWER, _lower), (_FULL, _full), (_WIDEST, _widest):
+        yield from ((name, _cast_first(find(name), to)) for name in names)
+    yield from ((name, _give_full(find(name))) for name in _GIVES_FULL)
 
 # %% ../../nbs/8_tools/10_pretend_gpu.ipynb #851f80bf
 @cache
@@ -426,12 +475,8 @@ def register() -> torch.device:
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda func, *args, **kwargs: _operate(func, args, kwargs), "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    lower, full = lambda *_: torch.get_autocast_dtype(NAME), lambda *_: torch.float32
-    for names, to in (_LOWER, lower), (_FULL, full), (_WIDEST, _widest):
-        for name in names:
-            packet, _, overload = name.partition(".")
-            op = getattr(getattr(_aten, packet), overload or "default")
-            ours.impl(name, _cast_first(op, to), "AutocastPrivateUse1")
+    for name, kernel in _autocast_kernels():
+        ours.impl(name, kernel, "AutocastPrivateUse1")
     ours.impl("scaled_dot_product_attention", _attend, "AutogradPrivateUse1")
     for func, kernel in _own_kernels().items():  # or PyTorch would take them apart
         ours.impl(func._schema.name.removeprefix("aten::"), kernel, "PrivateUse1")
