@@ -24,6 +24,7 @@ from ltx_nb.training.validation import generate
 
 STEPS = 3  # the first fills caches, the second is counted, the third is logged and saved
 BF16 = {"acceleration__mixed_precision_mode": "bf16"}
+FP16 = {"acceleration__mixed_precision_mode": "fp16"}
 FULL = {"model__training_mode": "full"}
 EXACT = {  # products are computed in one dtype on both devices
     "bf16, checkpointing": BF16 | {"optimization__enable_gradient_checkpointing": True},
@@ -33,7 +34,8 @@ EXACT = {  # products are computed in one dtype on both devices
     "two clips, twice": {"optimization__batch_size": 2, "optimization__gradient_accumulation_steps": 2},
 }  # fmt: skip
 CLOSE = {  # sums in another order; under autocast, whose lists for a GPU and for a CPU differ, in other dtypes
-    "full": FULL, "fp16": {"acceleration__mixed_precision_mode": "fp16"}, "full bf16": FULL | BF16,
+    "full": FULL, "full bf16": FULL | BF16, "fp16": FP16, "fp16, nf4": FP16 | {"acceleration__quantization": "nf4"},
+    "full fp16, checkpointing": FULL | FP16 | {"optimization__enable_gradient_checkpointing": True},
 }  # fmt: skip
 
 CARD = {  # what goes other ways on CUDA: queues and pinned memory, fused kernels, packages

@@ -159,6 +159,18 @@ def test_only_calls_that_have_weight_are_made(scales, plan, names):
     assert len(together.calls) == 2
 
 
+def test_under_autocast_the_model_is_given_the_same():
+    "A context in bfloat16 is not joined under autocast to float16, which a CPU refuses."
+    models = Toy(), Toy()
+    for model, enabled in zip(models, (False, True)):
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            generate_latents(model, make_record(), make_prompt(dtype=torch.bfloat16), sigmas=(1.0, 0.0), together=True)
+    for name in ("video", "audio"):
+        usual, found = (model.calls[0][name] for model in models)
+        assert torch.equal(usual.context, found.context) and found.context.dtype is torch.bfloat16
+        assert torch.equal(usual.latent, found.latent) and found.latent.dtype is usual.latent.dtype
+
+
 def test_each_call_takes_away_its_own():
     model, prompt = Toy(), make_prompt()
     guidance = Guidance(audio_stg_scale=0.0)

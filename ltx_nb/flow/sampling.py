@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from .conditions import Tokens, add_noise, to_modality
-from ..model.devices import free_bytes, is_gpu
+from ..model.devices import free_bytes, is_gpu, without_autocast
 from ..model.latents import ScaleFactors, audio_latent_length, latent_shape, unpatchify_audio, unpatchify_video
-from ..model.transformer import LTXModel, Perturbations
+from ..model.transformer import LTXModel, Modality, Perturbations
 from .samplers import euler_step, sigma_schedule, to_denoised
 from .strategies import TEXT_TO_VIDEO, Plan, read_streams
 
@@ -163,15 +163,10 @@ class GuidedModel:
         calls: list[GuidancePass],  # what is asked at once
     ) -> list[dict[str, Tensor]]:  # for each call and generated stream `[B, N, C]` float32
         "Call the model once, for one or several opinions, and carry its answers to the clean end."
-        times, inputs = len(calls), {}
-        for name, tokens in self.streams.items():
-            samples = len(x[name])
-            context = torch.cat([self.prompt.context(name, call).expand(samples, -1, -1) for call in calls])
-            one = to_modality(tokens, x[name], torch.full((samples,), sigma), context)
-            copies = {f: torch.cat([getattr(one, f)] * times) for f in ("latent", "sigma", "timesteps", "levels")}
-            positions = one.positions if len(one.positions) == 1 else torch.cat([one.positions] * times)
-            inputs[name] = replace(one, **copies, positions=positions)
-        perturbations = perturbations_of(calls, self.guidance, samples)
+        times, one = len(calls), next(iter(x.values()))
+        with without_autocast(one.device):  # on a CPU it refuses to join bfloat16 under float16
+            inputs = {name: self._inputs(name, x[name], sigma, calls) for name in self.streams}
+        perturbations = perturbations_of(calls, self.guidance, len(one))
         velocities = dict(zip(("video", "audio"), self.model(inputs.get("video"), inputs.get("audio"), perturbations)))
         answers = {
             name: to_denoised(torch.cat([x[name]] * times), velocities[name], inputs[name].timesteps).chunk(times)
@@ -179,6 +174,15 @@ class GuidedModel:
             if tokens.generated
         }
         return [{name: parts[i] for name, parts in answers.items()} for i in range(times)]
+
+    def _inputs(self, name: str, x: Tensor, sigma: float, calls: list[GuidancePass]) -> Modality:
+        "What the model is given of a stream, for all calls."
+        samples, times = len(x), len(calls)
+        context = torch.cat([self.prompt.context(name, call).expand(samples, -1, -1) for call in calls])
+        one = to_modality(self.streams[name], x, torch.full((samples,), sigma), context)
+        copies = {f: torch.cat([getattr(one, f)] * times) for f in ("latent", "sigma", "timesteps", "levels")}
+        positions = one.positions if len(one.positions) == 1 else torch.cat([one.positions] * times)
+        return replace(one, **copies, positions=positions)
 
     def fits_together(self, calls: int) -> bool:
         "Whether so many calls may be one."
