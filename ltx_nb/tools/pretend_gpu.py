@@ -400,7 +400,7 @@ _GIVES_FULL = (
 ).split()
 _WIDEST = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 
-
+# %% ../../nbs/8_tools/10_pretend_gpu.ipynb #8a1628d6
 def _is_cast(x) -> bool:
     return isinstance(x, PretendTensor) and x.is_floating_point() and x.dtype is not torch.float64
 
