@@ -405,64 +405,40 @@ def _is_cast(x) -> bool:
     return isinstance(x, PretendTensor) and x.is_floating_point() and x.dtype is not torch.float64
 
 
-def _lower(*_) -> torch.dtype:
-    return torch.get_autocast_dtype(NAME)
+def _cast(given: tuple, dtype: torch.dtype) -> tuple:
+    return tree_map(lambda x: x.to(dtype) if _is_cast(x) else x, given)
 
 
-def _full(*_) -> torch.dtype:
-    return torch.float32
-
-
-def _widest(args, kwargs) -> torch.dtype:
-    "What CUDA computes in where dtypes may differ: float32 from the first one on, before it only autocast's own."
+def _cast_to_widest(*given) -> tuple:
+    "To float32 from the first one on; before it only autocast's own type may come."
     dtype = lower = torch.get_autocast_dtype(NAME)
-    for x in filter(_is_cast, tree_leaves((args, kwargs))):
-        if torch.float32 in (dtype, x.dtype):
-            dtype = torch.float32
-        elif x.dtype is not lower:
+    for x in filter(_is_cast, tree_leaves(given)):
+        if x.dtype not in (lower, torch.float32) and dtype is lower:
             raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
-    return dtype
+        dtype = torch.float32 if x.dtype is torch.float32 else dtype
+    return _cast(given, dtype)
 
 
-def _without_autocast():
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
-    return torch._C._ExcludeDispatchKeyGuard(keys)
+def _ask_for_full(args, kwargs) -> tuple:
+    asked = any(isinstance(x, torch.dtype) for x in (*args, kwargs.get("dtype")))
+    return args, kwargs if asked or not _is_cast(args[0]) else kwargs | {"dtype": torch.float32}
 
 
-def _cast_first(op, to: Callable):
-    "An operation whose floating-point inputs are cast."
-
-    def kernel(*args, **kwargs):
-        dtype = to(args, kwargs)
-        cast = lambda x: x.to(dtype) if _is_cast(x) else x
-        with _without_autocast():
-            return op(*tree_map(cast, args), **tree_map(cast, kwargs))
-
-    return kernel
+_RULES = (
+    (_LOWER, lambda *given: _cast(given, torch.get_autocast_dtype(NAME))), (_FULL, lambda *given: _cast(given, torch.float32)),
+    (_GIVES_FULL, _ask_for_full), (_WIDEST, _cast_to_widest),
+)  # fmt: skip
 
 
-def _give_full(op):
-    "An operation that is asked for float32, unless it is asked for something."
+def _ruled(op, rule: Callable):
+    "An operation under autocast: a rule changes what it is given, and the rest goes without."
 
     def kernel(*args, **kwargs):
-        asked = any(isinstance(x, torch.dtype) for x in (*args, kwargs.get("dtype")))
-        full = {"dtype": torch.float32} if _is_cast(args[0]) and not asked else {}
-        with _without_autocast():
-            return op(*args, **kwargs | full)
+        args, kwargs = rule(args, kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+            return op(*args, **kwargs)
 
     return kernel
-
-
-def _autocast_kernels() -> Iterator[tuple[str, Callable]]:
-    "Operation and overload -> what stands before it under autocast."
-
-    def find(name: str):
-        packet, _, overload = name.partition(".")
-        return getattr(getattr(_aten, packet), overload or "default")
-
-    for names, to in (_LOWER, _lower), (_FULL, _full), (_WIDEST, _widest):
-        yield from ((name, _cast_first(find(name), to)) for name in names)
-    yield from ((name, _give_full(find(name))) for name in _GIVES_FULL)
 
 # %% ../../nbs/8_tools/10_pretend_gpu.ipynb #851f80bf
 @cache
@@ -475,8 +451,10 @@ def register() -> torch.device:
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda func, *args, **kwargs: _operate(func, args, kwargs), "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-    for name, kernel in _autocast_kernels():
-        ours.impl(name, kernel, "AutocastPrivateUse1")
+    for name, rule in ((name, rule) for names, rule in _RULES for name in names):
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(_aten, packet), overload or "default")
+        ours.impl(name, _ruled(op, rule), "AutocastPrivateUse1")
     ours.impl("scaled_dot_product_attention", _attend, "AutogradPrivateUse1")
     for func, kernel in _own_kernels().items():  # or PyTorch would take them apart
         ours.impl(func._schema.name.removeprefix("aten::"), kernel, "PrivateUse1")
