@@ -72,14 +72,18 @@ def trained(config, device) -> tuple[dict, dict]:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
-    trainer, losses, waited = LtxvTrainer(config, make_progress("none"), device), [], {}
+    trainer, losses, waited, peak = LtxvTrainer(config, make_progress("none"), device), [], {}, 0
     with watched() as seen:
         for report in trainer.steps():
             waited = dict(seen.waited) if report.step == 2 else waited
+            peak = seen.peak if report.step == 2 else peak
             losses.append(report.losses | {"norm": report.grad_norm})
             seen.restart()
     losses = [{name: float(loss) for name, loss in each.items()} for each in losses]
-    return {"losses": losses, "weights": load_file(report.checkpoint), "samples": report.samples}, waited
+    memory = {name: stage.foretold / stage.peak - 1 for name, stage in trainer.run.state.memory.items()}
+    beside = trainer.run.state.memory["step"].peak - peak if memory else None
+    made = {"weights": load_file(report.checkpoint), "samples": report.samples, "memory": memory, "beside": beside}
+    return {"losses": losses} | made, waited
 
 
 def same_files(one: list[Path], other: list[Path]) -> bool:
@@ -115,6 +119,7 @@ def _compared(make: Callable, folder: Path) -> dict:
     return {
         "same": same, "samples": len(there["samples"]), "same samples": same_files(here["samples"], there["samples"]),
         "off": abs(last[1] / last[0] - 1), "first off": abs(first[1] / first[0] - 1), "waited": waited,
+        "memory": there["memory"], "beside": there["beside"],
     }  # fmt: skip
 
 

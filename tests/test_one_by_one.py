@@ -1,9 +1,13 @@
 "Every weight on one card: gradients that are released, bfloat16 weights, what the optimizer remembers with the host."
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_runs import Place, configure, make_place, make_trainer, same, told, train, trained
 
+from benchmarks.same_loss import RESULT, table
 from ltx_nb.config.files import example_configs, load_config
 from ltx_nb.model.latents import ConfigError
 from ltx_nb.training.memory import memory_plan
@@ -14,6 +18,7 @@ from ltx_nb.training.sharding import check_split
 from ltx_nb.training.trainer import LtxvTrainer
 
 N = 2
+ROOT = Path(__file__).resolve().parents[1]
 FULL = {
     "model__training_mode": "full", "lora": None, "optimization__steps": 2 * N, "checkpoints__interval": N,
     "checkpoints__save_training_state": "full", "checkpoints__precision": "float32", "optimization__learning_rate": 1e-3,
@@ -144,6 +149,15 @@ def test_a_preset_trains_every_weight_of_the_tiny_model(place, tmp_path, name):
     assert trainer.train().steps == 2
     moved = [not torch.equal(p.float(), before.model.get_parameter(n)) for n, p in trainer.model.named_parameters()]
     assert sum(moved) > 0.9 * len(moved)
+
+
+def test_the_chapter_shows_that_all_ways_learn_the_same():
+    (chapter,) = (ROOT / "nbs" / "6_training").glob("*_one_by_one.ipynb")
+    result, text = json.loads(RESULT.read_text(encoding="utf-8")), chapter.read_text(encoding="utf-8")
+    assert all(row in text for row in table(result).splitlines()), "python -m benchmarks.same_loss --table"
+    for way, row in result["ways"].items():
+        assert way == "plain" or abs(row["from_plain"]) < 2 * row["error"], way
+        assert row["mean"] + 2 * row["spread"] < result["before"]  # and they do learn
 
 
 def test_there_is_a_preset_for_two_cards():

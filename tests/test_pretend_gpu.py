@@ -24,10 +24,18 @@ def run(what: str, folder: Path) -> dict[str, dict]:
     return {(facts := json.loads(line)).pop("case"): facts for line in done.stdout.splitlines() if line[:1] == "{"}
 
 
+def check_memory(name: str, facts: dict, stages: set[str]) -> None:
+    "What the run said that it took is what was counted, to a few scalars, and about what was foretold."
+    off, beside = facts.pop("memory"), facts.pop("beside")
+    assert stages <= off.keys() and all(abs(share) < 0.05 for share in off.values()), (name, off)
+    assert 0 <= beside < 200, (name, beside)
+
+
 def test_every_mode_trains_and_samples_as_on_the_cpu(tmp_path):
     found = run("modes", tmp_path)
     assert list(found) == test_modes.CONFIGS
     for name, facts in found.items():
+        check_memory(name, facts, {"loading", "step", "denoising", "decoding"})
         exact = {"same": True, "samples": 1, "same samples": True, "off": 0.0, "first off": 0.0, "waited": {}}
         assert facts == exact, name
 
@@ -35,6 +43,9 @@ def test_every_mode_trains_and_samples_as_on_the_cpu(tmp_path):
 def test_every_form_of_training_gives_the_numbers_of_the_cpu(tmp_path):
     found = run("forms", tmp_path)
     assert found.keys() == EXACT.keys() | CLOSE.keys()
+    for name, facts in found.items():
+        facts["memory"].pop("loading")  # of so small a model, what quantizes a layer is a share
+        check_memory(name, facts, {"step"})
     assert all(facts["waited"] == {} for facts in found.values()), found
     assert all(found[name]["same"] for name in EXACT), found
     assert found["full"]["off"] < 1e-5 and max(found[name]["off"] for name in CLOSE) < 2e-2  # bfloat16 has two digits

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GPU_TYPES', 'is_gpu', 'default_device', 'default_dtype', 'runs_cuda', 'codec_dtype', 'free_bytes', 'release_memory',
-           'memory_in_use', 'pins_memory', 'host_bytes', 'gpu_random_states', 'set_gpu_random_states',
+           'memory_in_use', 'peak_since', 'pins_memory', 'host_bytes', 'gpu_random_states', 'set_gpu_random_states',
            'has_norm_kernel', 'without_autocast', 'fused_kernels', 'check_defaults']
 
 # %% ../../nbs/1_model/08_devices.ipynb #228bbf25
@@ -64,8 +64,7 @@ def free_bytes(
     device: str | torch.device,  # a GPU
 ) -> int | None:  # None where it is not known
     "Free memory of a device."
-    device = torch.device(device)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return torch.get_device_module(device).mem_get_info(device)[0] if is_gpu(device) else None
 
 
 def release_memory(
@@ -77,10 +76,21 @@ def release_memory(
 
 
 def memory_in_use() -> tuple[int, int] | None:  # now and at most, bytes; None where no GPU was used yet
-    "Memory that this process has on its GPU."
+    "Memory that this process has on its GPU; at most since `peak_since` was asked, as it is at the borders of phases."
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return None
     return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+
+
+def peak_since(
+    device: str | torch.device,  # any
+) -> tuple[int, int]:  # bytes of tensors, and bytes held for tensors; zeros where there is no GPU
+    "The most memory that this process had on a GPU since this was last asked."
+    if not is_gpu(device) or not (allocator := torch.get_device_module(device)).is_initialized():
+        return 0, 0
+    found = allocator.max_memory_allocated(device), allocator.max_memory_reserved(device)
+    allocator.reset_peak_memory_stats(device)
+    return found
 
 
 def pins_memory(

@@ -43,12 +43,13 @@ class Seen:
     flops: int = 0  # floating-point operations of products and attention
     live: int = 0  # bytes now
     peak: int = 0  # bytes at most
+    highest: int = 0  # the same, since the program itself last asked
     waited: Counter = field(default_factory=Counter, repr=False)  # file:line and why -> how often
     ops: Counter = field(default_factory=Counter, repr=False)  # operation -> how often
 
     def restart(self) -> None:
         "Count from here on; what is alive stays so."
-        self.__init__(hollow=self.hollow, limit=self.limit, live=self.live, peak=self.live)
+        self.__init__(self.hollow, self.limit, live=self.live, peak=self.live, highest=self.highest)
 
     def seconds(
         self,
@@ -121,7 +122,7 @@ def _place(raw: Tensor) -> PretendTensor:
             )
         _sizes[key] = size
         _seen.live += size
-        _seen.peak = max(_seen.peak, _seen.live)
+        _seen.peak, _seen.highest = max(_seen.peak, _seen.live), max(_seen.highest, _seen.live)
         weakref.finalize(storage, _forget, _seen, _sizes, key).atexit = False
     return PretendTensor(raw)
 
@@ -441,6 +442,22 @@ def _ruled(op, rule: Callable):
     return kernel
 
 # %% ../../nbs/8_tools/10_pretend_gpu.ipynb #851f80bf
+def _free() -> tuple[float | None, float | None]:
+    return (None, None) if _seen.limit is None else (_seen.limit - _seen.live, _seen.limit)
+
+
+def _count_anew() -> None:
+    _seen.highest = _seen.live
+
+
+def _tell_memory(module) -> None:
+    "What CUDA's module says of its memory, in the place where PyTorch looks for it; there are no gaps between tensors."
+    module.memory_allocated = lambda device=None: _seen.live
+    module.max_memory_allocated = module.max_memory_reserved = lambda device=None: _seen.highest
+    module.reset_peak_memory_stats = lambda device=None: _count_anew()
+    module.mem_get_info = lambda device=None: _free()
+
+# %% ../../nbs/8_tools/10_pretend_gpu.ipynb #c8f2f0c2
 @cache
 def register() -> torch.device:
     "Make the device known to PyTorch, and to what asks whether a device is a GPU; once a process."
@@ -448,6 +465,7 @@ def register() -> torch.device:
 
     _setup_privateuseone_for_python_backend(NAME)
     getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    _tell_memory(getattr(torch, NAME))
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(lambda func, *args, **kwargs: _operate(func, args, kwargs), "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")

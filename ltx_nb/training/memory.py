@@ -6,14 +6,15 @@
 __all__ = ['ALONE', 'empty_model', 'trained_shapes', 'beside_bytes', 'remembered_bytes', 'trained_size', 'saved_bytes',
            'streaming_saves', 'standing_bytes', 'empty_layers', 'placed', 'under_autocast', 'step_course',
            'blocks_to_train', 'to_fake_cpu', 'moving_bytes', 'step_bytes', 'largest_batch', 'two_blocks', 'prompt_rows',
-           'denoising_need', 'sample_needs', 'sampling_needs', 'MemoryPlan', 'sampling_peaks', 'memory_plan']
+           'denoising_need', 'sample_needs', 'sampling_needs', 'MemoryPlan', 'sampling_peaks', 'memory_plan',
+           'Measured', 'measured_stages', 'measured_note', 'why_more', 'measured_numbers']
 
 # %% ../../nbs/6_training/14_memory.ipynb #f4f776ef
 import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from ltx_nb.training.peaks import (
 from .checkpoints import PRECISIONS
 from .optimizers import state_bytes
 from .peaks import with_fused_attention, working_bytes, working_need
+from .progress import Phase, size_text
 from .request import Media, encode_media
 from .validation import samples_of, tiling_of
 
@@ -432,11 +434,17 @@ class MemoryPlan:
     tokens: dict[str, int]  # of that step, stream by stream, references included
     text_encoder: int = 0  # Gemma, which is there before the transformer and gone when that comes
     phases: dict[str, int] = field(default_factory=dict)  # peaks of other stages, by the name that progress shows
+    average: int = 0  # part of what is trained: made with the weights, before any step
 
     @property
     def total(self) -> int:
         "In the largest step, where it takes most."
         return self.weights + self.trained + (self.activations or 0)
+
+    @property
+    def loading(self) -> int:
+        "Before the first step."
+        return self.weights + self.average
 
     @property
     def peak(self) -> int:
@@ -490,11 +498,99 @@ def memory_plan(
     gemma = config.model.text_encoder_path
     stored = sum(file.stat().st_size for file in Path(gemma).glob("*.safetensors")) if gemma else 0
     sampling = bytes_of(empty_model(config, 2)) >= _SMALL if sampling is None else sampling
-    gradients = standing[1] * beside["gradient"] // max(1, sum(beside.values()))
+    part = lambda name: standing[1] * beside[name] // max(1, sum(beside.values()))
     return MemoryPlan(
         *standing,
-        max(0, step_bytes(config, inputs, processes) - gradients) if inputs else None,
+        max(0, step_bytes(config, inputs, processes) - part("gradient")) if inputs else None,
         tokens,
         stored // (2 if config.acceleration.load_text_encoder_in_8bit else 1),
         sampling_peaks(config, standing, beside) if sampling else {},
+        part("average"),
     )
+
+# %% ../../nbs/6_training/14_memory.ipynb #4c92f696
+_SAID = {  # phases of a run -> the names of stages
+    "Loading the transformer": "loading", "Training": "step", "Reading the validation prompts": "prompts",
+    "Encoding what the samples give": "given", "Denoising": "denoising", "Decoding": "decoding",
+}  # fmt: skip
+_MORE, _SLACK = 1.05, 1e8  # share, and bytes, up to which measured may be more than foretold
+
+
+@dataclass(frozen=True)
+class Measured:
+    "What a stage took of a device, beside what was foretold; bytes."
+
+    name: str  # loading, step, prompts, given, denoising or decoding
+    foretold: int
+    peak: int  # of tensors
+    held: int  # by PyTorch for tensors, with the gaps between them
+
+    @property
+    def more(self) -> int:
+        "How far it is above what a plan may be wrong by; zero or less where it is not."
+        return int(self.peak - _MORE * self.foretold - _SLACK)
+
+
+def measured_stages(
+    plan: MemoryPlan,  # of a run
+    phases: Sequence[Phase],  # that it went through, on a GPU
+) -> list[Measured]:  # those that were foretold and measured
+    "What was foretold and what was measured."
+    foretold = {"Loading the transformer": plan.loading}
+    foretold |= {"Training": plan.total} if plan.activations is not None else {}
+    peaks = {}
+    for phase in phases:
+        name = {"Validation": "Decoding"}.get(phase.name, phase.name)  # which is done between the phases inside it
+        peaks[name] = tuple(map(max, peaks.get(name, (0, 0)), phase.peak))
+    known = (foretold | plan.phases).items()
+    found = [Measured(_SAID[name], size, *peaks.get(name, (0, 0))) for name, size in known]
+    return [stage for stage in found if 10 * stage.peak > stage.foretold]  # less: what it makes was kept from before
+
+# %% ../../nbs/6_training/14_memory.ipynb #2965b809
+def measured_note(
+    stages: Sequence[Measured],  # of a run
+) -> str:  # a sentence
+    "What was measured, beside what was foretold."
+    parts = [f"{each.name} {size_text(each.peak)} ({size_text(each.foretold)})" for each in stages]
+    return f"GPU memory, measured (foretold): {', '.join(parts)}; PyTorch held {size_text(max(s.held for s in stages))}"
+
+
+def why_more(
+    stages: Sequence[Measured],  # of a run
+    before: int,  # bytes that were on the device when it began
+    own_strategy: bool = False,  # whether a strategy of one's own was trained
+) -> str | None:  # None where everything is as foretold
+    "Where more was measured than foretold: the likely cause, and what to do."
+    worst = max(stages, key=lambda stage: stage.more, default=None)
+    if worst is None:
+        return None
+    if worst.more <= 0:
+        most = max(stages, key=lambda stage: stage.held)
+        if most.held <= 1.15 * most.peak + 2 * _SLACK:
+            return None
+        return (
+            f"PyTorch held {size_text(most.held - most.peak)} more than tensors took in {most.name}, for gaps between them: "
+            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, set before Python starts, closes such gaps"
+        )
+    if worst.more <= before:
+        cause = f"{size_text(before)} were on the device before the run began: free them, in a notebook by restarting the kernel"
+    elif own_strategy:
+        cause = "the strategy is your own, and what it computes beside the model is not in the plan"
+    elif worst.name in ("decoding", "given"):
+        cause = "convolutions take working space there that depends on the card; smaller validation.samples take less"
+    else:
+        cause = (
+            "the cause is not known; a smaller bucket or acceleration.memory: auto leaves more room, and a report with "
+            "run.json makes the plan better"
+        )
+    return f"{worst.name} took {worst.peak / worst.foretold - 1:.0%} more than foretold: {cause}"
+
+
+def measured_numbers(
+    stages: Sequence[Measured],  # of a run
+) -> dict[str, float]:  # gigabytes, by the names of the trackers
+    "The same as numbers of a run."
+    found = {"memory/held_gb": max((stage.held for stage in stages), default=0) / 1e9}
+    for each in stages:
+        found |= {f"memory/{each.name}_gb": each.peak / 1e9, f"memory/{each.name}_foretold_gb": each.foretold / 1e9}
+    return found

@@ -84,6 +84,7 @@ class Phase:
     history: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # (count, metrics)
     files: list[str] = field(default_factory=list)  # what was written
     detail: str = ""  # what it is busy with
+    peak: tuple[int, int] = (0, 0)  # bytes at most, without phases inside it: as the `meter` of its stack says
 
     def seconds(self, now: float) -> float:
         "Time of its own so far."
@@ -191,6 +192,7 @@ class PhaseStack:
         clock: Callable[[], float] = time.monotonic,  # seconds
     ):
         self.view, self.clock = view or View(), clock
+        self.meter: Callable[[], tuple[int, int]] | None = None  # the most since it was asked; a run on a GPU sets it
         self.phases: list[Phase] = []  # all, in the order of their start
         self.running: list[Phase] = []  # the innermost last
 
@@ -202,6 +204,7 @@ class PhaseStack:
         self.phases.append(phase)
         self.running.append(phase)
         self.show("changed", phase, "start")
+        self.measure(self.running[-2] if phase.depth else None)
         return phase
 
     def end(self, state: str = "done") -> Phase:
@@ -213,7 +216,18 @@ class PhaseStack:
             self.running[-1].inner += phase.ended - phase.began
             self.running[-1].paused = None
         self.show("changed", phase, "end")
+        self.measure(phase)
         return phase
+
+    def measure(
+        self,
+        phase: Phase | None,  # that was busy until now; None: what was measured belongs to none
+    ) -> None:
+        "Ask the meter, if there is one."
+        if self.meter:
+            found = self.meter()
+            if phase:
+                phase.peak = max(phase.peak[0], found[0]), max(phase.peak[1], found[1])
 
     def show(
         self,

@@ -30,7 +30,7 @@ from .checkpoints import fingerprint_differences, load_training_state, restore_r
 from .checkpoints import resume_fingerprint, save_checkpoint
 from .dataset import RunData, encode_empty_caption, load_data
 from .held_out import HELD_OUT_LEVELS, HeldOut, held_out_losses, without_adapters
-from .memory import saved_bytes
+from .memory import Measured, saved_bytes
 from .optimizer import load_optimizer_state, offloaded
 from .runtime import Runtime
 from .sharding import gather_optimizer, split_optimizer
@@ -54,11 +54,15 @@ class RunState:
     clips: tuple[str, ...] = ()  # of the step in hand
     tracked: dict[str, str] = field(default_factory=dict)  # what trackers call this run
     since: float = field(default_factory=time.monotonic)  # when this process began with it
+    memory: dict[str, Measured] = field(default_factory=dict)  # on a GPU, at its end: what each stage took
+    first_phase: int = 0  # of all that its progress has shown
+    before: int = 0  # bytes that this process had on its GPU when the run began
 
     @classmethod
     def of(cls, config: LtxTrainerConfig, runtime: Runtime) -> "RunState":
-        "At the start of a run."
-        return cls(torch.Generator().manual_seed(config.seed + runtime.processes.rank))
+        "At the start of a run; on a GPU its phases are measured from here on."
+        noise = torch.Generator().manual_seed(config.seed + runtime.processes.rank)
+        return cls(noise, first_phase=len(runtime.progress.phases), before=runtime.measure())
 
 
 @dataclass(frozen=True)
@@ -347,6 +351,7 @@ def load_run(
 ) -> Run:
     "Bring everything into memory, in the order that needs least of it."
     check_names(config)
+    state = RunState.of(config, runtime)
     progress, inputs, resume = runtime.progress, runtime.precision.inputs, config.model.load_checkpoint
     validation = ValidationRunner(config, runtime.device, inputs, progress)
     with runtime.processes.first_before_others():
@@ -359,7 +364,7 @@ def load_run(
     with progress.phase("Loading the transformer"):
         weights = load_weights(config, runtime)
     tracking = Tracking(config, progress.note, active=runtime.processes.rank == 0)
-    run = Run(config, runtime, data, weights, RunState.of(config, runtime), validation, None, tracking)
+    run = Run(config, runtime, data, weights, state, validation, None, tracking)
     if resume is not None:
         resume_run(run, resume)
     held_out = measurements_of(config, data, weights.base, runtime.output, run.state.step)

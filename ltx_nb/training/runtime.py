@@ -8,13 +8,14 @@ __all__ = ['Precision', 'make_accelerator', 'compile_options', 'Runtime']
 # %% ../../nbs/6_training/16_runtime.ipynb #3fd365e8
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from ..config.schema import LtxTrainerConfig
-from ..model.devices import default_device, is_gpu
+from ..model.devices import default_device, is_gpu, peak_since
 from .processes import Processes, check_distribution
 from .progress import Progress, make_progress
 from .sharding import check_split
@@ -132,3 +133,9 @@ class Runtime:
     def autocast(self) -> contextlib.AbstractContextManager:
         "For a forward pass."
         return self.precision.autocast(self.device)
+
+    def measure(self) -> int:  # bytes that this process has on the device already; 0 on a CPU
+        "Have every phase from here on measure what it takes of a GPU."
+        self.progress.meter = partial(peak_since, self.device) if is_gpu(self.device) else None
+        peak_since(self.device)  # from here on
+        return peak_since(self.device)[0]

@@ -385,6 +385,17 @@ class Tracking:
         if self.outlets and values:
             self.outlets.log(step, values)
 
+    def sum_up(
+        self,
+        step: int,  # the last one
+        values: Mapping[str, Any],  # numbers of all of it
+        **facts,  # for its record
+    ) -> None:
+        "What is known at the end of a run."
+        if self.outlets:
+            self.log(step, values)
+            self.record.values |= facts
+
     def step(
         self,
         step: int,  # that was made

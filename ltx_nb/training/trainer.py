@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['StepReport', 'losses_by_level', 'clips_of', 'own_gradients', 'gather_gradients', 'step_of', 'check_finite',
-           'measure_and_show', 'sample_and_show', 'look_at_start', 'try_to_save', 'look_after_step', 'TrainingResult',
-           'train_steps', 'push_when_asked', 'RunShortcuts', 'LtxvTrainer']
+           'measure_and_show', 'sample_and_show', 'look_at_start', 'try_to_save', 'look_after_step', 'say_memory',
+           'TrainingResult', 'train_steps', 'push_when_asked', 'RunShortcuts', 'LtxvTrainer']
 
 # %% ../../nbs/6_training/20_trainer.ipynb #5206ca22
 import contextlib
@@ -23,12 +23,13 @@ from ..config.schema import LtxTrainerConfig
 from ..data.batches import PrecomputedDataset
 from ..loading.checkpoint import few
 from ..flow.strategies import TrainingStrategy
-from ..model.devices import check_defaults, default_device, pins_memory
+from ..model.devices import check_defaults, default_device, is_gpu, pins_memory
 from ..model.transformer import LTXModel
 from .checkpoints import stop_on_signals
 from .fit import fit_to_machine
 from .held_out import sample_losses
 from .hub import push_to_hub
+from .memory import Measured, measured_note, measured_numbers, measured_stages, memory_plan, why_more
 from .optimizer import set_rates
 from .optimizers import optimizer_numbers
 from .processes import agree
@@ -256,6 +257,30 @@ def look_after_step(
     return report
 
 # %% ../../nbs/6_training/20_trainer.ipynb #e6f54b68
+def say_memory(
+    run: Run,  # at its end, in its last phase
+) -> None:
+    "On a GPU: what each stage took of it, beside what the plan foretold, and why where that was more."
+    runtime, state, processes = run.runtime, run.state, run.runtime.processes
+    if processes.rank or not is_gpu(runtime.device):
+        return None
+    runtime.progress.measure(runtime.progress.current())
+    try:
+        plan = memory_plan(
+            run.config, processes.count if processes.split else 1, sampling=bool(run.validation.requests)
+        )
+    except Exception as error:  # the run is done, whatever a plan makes of it
+        return runtime.progress.note(f"What was foretold of the memory is not known ({type(error).__name__}: {error}).")
+    stages = measured_stages(plan, runtime.progress.phases[state.first_phase :])
+    if not stages:
+        return None
+    for text in filter(None, (measured_note(stages), why_more(stages, state.before, run.data.own))):
+        runtime.progress.note(text)
+    state.memory = {stage.name: stage for stage in stages}
+    facts = {stage.name: {"foretold": stage.foretold, "peak": stage.peak, "held": stage.held} for stage in stages}
+    return run.tracking.sum_up(state.step, measured_numbers(stages), memory=facts)
+
+# %% ../../nbs/6_training/20_trainer.ipynb #a9d39a57
 @dataclass(frozen=True)
 class TrainingResult:
     "What a run leaves behind."
@@ -267,6 +292,7 @@ class TrainingResult:
     samples: tuple[Path, ...] = ()  # everything that was generated
     stopped: str | None = None  # why it ended early, if it did
     held_out: dict[str, dict[str, float]] = field(default_factory=dict)  # mean losses: of the "base", and "now"
+    memory: dict[str, Measured] = field(default_factory=dict)  # of a GPU, by stage: "step", "loading", "decoding", ...
 
     @property
     def total_time_seconds(self) -> float:
@@ -283,7 +309,8 @@ class TrainingResult:
         measured, state = run.held_out.measurements if run.held_out else [], run.state
         held_out = {"base" if m["base"] else "now": m["mean"] for m in measured}
         losses = last.numbers() if last else {}
-        return cls(state.checkpoint, state.step, seconds, losses, tuple(state.samples), state.stopped, held_out)
+        done = tuple(state.samples), state.stopped, held_out, state.memory
+        return cls(state.checkpoint, state.step, seconds, losses, *done)
 
 # %% ../../nbs/6_training/20_trainer.ipynb #1c7dc746
 def train_steps(
@@ -317,6 +344,8 @@ def _steps(run: Run) -> Iterator[StepReport]:
         except Exception as error:
             before.rescue(run, error)
             raise
+        if state.step == end:
+            say_memory(run)
         state.stopped = next(filter(None, processes.gather(stop.reason)), None)
 
 # %% ../../nbs/6_training/20_trainer.ipynb #4f548d1d
