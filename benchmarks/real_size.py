@@ -363,8 +363,8 @@ def count(stage: Stage, name: str, given: list[str], parts: list[str], reference
     logging.getLogger("ltx_nb").setLevel(logging.ERROR)
     began, stage = time.monotonic(), stage.write()
     with contextlib.ExitStack() as stack, watch(hollow=True) as seen:
-        for where in ("streaming", "offload"):
-            stack.enter_context(patch(f"ltx_nb.loading.{where}.host_memory", alike))
+        for where in ("loading.streaming", "loading.offload", "training.one_by_one"):
+            stack.enter_context(patch(f"ltx_nb.{where}.host_memory", alike))
         prepared = prepare_clip(stage, seen, small(name, given)) if "preparation" in parts else {}
         data = stage.write_records(name, given)
         output = stack.enter_context(tempfile.TemporaryDirectory())  # a run looks whether it has room for checkpoints
@@ -390,7 +390,7 @@ def count(stage: Stage, name: str, given: list[str], parts: list[str], reference
 
 @functools.cache
 def alike(size: int, device: object):
-    "Memory of the host for something of a hole: all that is as large shares it, or this machine would need 19 GB for slabs."
+    "Memory of the host for something of a hole: all that is as large shares it, or this machine would need 38 GB."
     import torch
 
     return torch.empty(size, dtype=torch.uint8)

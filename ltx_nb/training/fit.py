@@ -23,7 +23,7 @@ from ..model.devices import runs_cuda
 from ..model.latents import ConfigError
 from ..model.transformer import LTXModel
 from .memory import ALONE, MemoryPlan, empty_layers, empty_model, largest_batch, memory_plan
-from .memory import saved_bytes, standing_bytes, trained_shapes
+from .memory import remembered_bytes, saved_bytes, standing_bytes, trained_shapes
 
 # %% ../../nbs/6_training/15_fit.ipynb #3a42f169
 @dataclass(frozen=True)
@@ -192,8 +192,9 @@ def fit_on(
     copied = 2 * max(0, passing - a.stream_slabs) * slab * parts
     away = sizes.inputs * empty_layers(config) if a.offload_activations else 0
     from_file = a.stream_from == "file"
-    copy = copied / (_DISK if from_file else card.bus) + 2 * away * parts / card.bus
-    host = int(_HOST + away + (2 * slab if from_file else passing * slab))
+    states = remembered_bytes(config, sizes.shapes) if a.offload_optimizer else 0  # they visit the card once a step
+    copy = copied / (_DISK if from_file else card.bus) + 2 * (away * parts + states) / card.bus
+    host = int(_HOST + away + states + (2 * slab if from_file else passing * slab))
     peak = max(sizes.plan.peak, sizes.plan.total)
     return Fit(card, peak, host, sizes.operations / (_REACHED * card.rate), copy, config.optimization.steps)
 

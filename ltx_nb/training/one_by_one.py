@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..model.devices import pins_memory
+from ..loading.streaming import host_memory
 from .optimizers import round_by_coin, seed_of
 
 # %% ../../nbs/6_training/03_one_by_one.ipynb #24d8a9b8
@@ -28,7 +28,7 @@ def _kept(state: dict, waiting: Mapping) -> dict:
         if isinstance(x, Tensor) and x.device.type != "cpu":
             place = waiting.get(name)
             if place is None:
-                place = torch.empty(x.shape, dtype=x.dtype, pin_memory=pins_memory(x.device))
+                place = host_memory(x.nbytes, x.device).view(x.dtype).view(x.shape)
             x = place.copy_(x, non_blocking=True)
         found[name] = x
     return found

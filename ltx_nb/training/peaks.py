@@ -223,7 +223,7 @@ def decoding_need(
 
     def work():
         for chunk in decode_chunks(decoder, torch.zeros(1, 128, *grid, device="meta"), tiling):
-            chunk = to_uint8(chunk[0])
+            to_uint8(chunk[0])  # frames wait here until the next ones are finished
 
     return Need(bytes_of(decoder), working_bytes(work))
 
