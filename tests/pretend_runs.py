@@ -155,6 +155,35 @@ def forms(folder: Path) -> Iterator[tuple[str, dict]]:
         )
 
 
+def offloads(folder: Path) -> Iterator[tuple[str, dict]]:
+    "Each optimizer on the device, with its memory sent to the host between two steps, and without."
+    from ltx_nb.config.settings import OptimizationConfig
+    from ltx_nb.training.optimizer import make_optimizer, offloaded
+
+    def walked(kind: str, leaves: bool) -> tuple[dict, bool]:
+        noise, away = torch.Generator().manual_seed(0), True
+        shapes = {"a.lora_A.weight": (16, 64), "a.lora_B.weight": (64, 16)}
+        weights = {name: torch.randn(size, generator=noise) / 8 for name, size in shapes.items()}
+        weights = {name: torch.nn.Parameter(w.to(DEVICE)) for name, w in weights.items()}
+        optimizer = make_optimizer(
+            weights, OptimizationConfig(optimizer_type=kind, learning_rate=1.0 if kind == "prodigy" else 1e-2)
+        )
+        for _ in range(3):
+            for p in weights.values():
+                p.grad = torch.randn(p.shape, generator=noise).to(DEVICE)
+            optimizer.step()
+            if leaves:
+                with offloaded(optimizer):
+                    there = [x for state in optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+                    away = away and bool(there) and all(x.device.type == "cpu" for x in there)
+        return {name: p.detach().cpu() for name, p in weights.items()}, away
+
+    with watched():
+        for kind in ("adamw", "adafactor", "muon", "adamw_bf16", "prodigy", "schedulefree"):
+            (plain, _), (left, away) = walked(kind, False), walked(kind, True)
+            yield kind, {"same": all(torch.equal(w, left[name]) for name, w in plain.items()), "away": away}
+
+
 def prepared(folder: Path) -> Iterator[tuple[str, dict]]:
     "A dataset of every role, and clips on request."
     import test_modes
@@ -198,7 +227,7 @@ def real(folder: Path) -> Iterator[tuple[str, dict]]:
 if __name__ == "__main__":
     DEVICE = sys.argv[3] if len(sys.argv) > 3 else str(register())
     torch.set_num_threads(1)
-    for case, facts in {"modes": modes, "forms": forms, "prepared": prepared, "real": real}[sys.argv[1]](
-        Path(sys.argv[2])
-    ):
+    for case, facts in {"modes": modes, "forms": forms, "offloads": offloads, "prepared": prepared, "real": real}[
+        sys.argv[1]
+    ](Path(sys.argv[2])):
         print(json.dumps({"case": case} | facts), flush=True)

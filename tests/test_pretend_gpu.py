@@ -64,3 +64,9 @@ def test_a_preparation_and_generations_give_the_numbers_of_the_cpu(tmp_path):
     )
     assert found.keys() == {*roles, "previews", "generation", "generation from a picture"}
     assert all(facts["same"] for facts in found.values()), found
+
+
+def test_what_an_optimizer_remembers_can_leave_the_device_between_two_steps(tmp_path):
+    found = run("offloads", tmp_path)
+    assert found.keys() >= {"adamw", "adafactor", "muon", "adamw_bf16", "prodigy", "schedulefree"}
+    assert all(facts == {"same": True, "away": True} for facts in found.values()), found

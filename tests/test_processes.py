@@ -14,6 +14,14 @@ from ltx_nb.training.processes import check_distribution
 
 RUNS = {"whole": OPTIONS, "resumed": OPTIONS | {"resume": "whole"}, "stopped": OPTIONS | {"stop_after": 1}}
 RUNS |= {"died": OPTIONS | {"dies_in": HALF + 1, "checkpoints__interval": None}, "again": OPTIONS | {"resume": "died"}}
+SHORT = {"optimization__steps": 2, "checkpoints__interval": None, "validation__samples": [], "data__held_out": 0}
+OTHERS = {
+    kind: OPTIONS | SHORT | {"optimization__optimizer_type": kind} for kind in ("adafactor", "muon", "adamw_bf16")
+}
+OTHERS["prodigy"] = OPTIONS | SHORT | {"optimization__optimizer_type": "prodigy", "optimization__learning_rate": 1.0}
+OTHERS["schedulefree"] = OPTIONS | SHORT | {
+    "optimization__optimizer_type": "schedulefree", "optimization__scheduler_type": "constant", "optimization__ema_decay": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,12 +39,18 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(place, tmp_path_factory):
     "What each of two processes says of a whole run, of its second half again, and of one that was stopped."
-    return ran(place, tmp_path_factory.mktemp("runs"), RUNS)
+    return ran(place, tmp_path_factory.mktemp("runs"), RUNS | OTHERS)
 
 
 def test_all_processes_hold_the_same_weights_and_say_the_same(runs):
     for first, second in runs.values():
         assert without(first, "noise", "error") == without(second, "noise", "error")
+
+
+def test_every_optimizer_moves_the_weights_of_both_alike(runs):
+    ends = {kind: {said["weights"] for said in runs[kind]} for kind in OTHERS}
+    assert all(len(found) == 1 for found in ends.values()), ends
+    assert len(set.union(*ends.values())) == len(OTHERS)  # each in its own way
 
 
 def test_processes_draw_different_noise(runs):

@@ -64,7 +64,7 @@ for name, options in {runs!r}.items():
     said = {{
         "error": error, "losses": losses, "norms": norms, "held_out": held_out, "checkpoint": str(trainer.state.checkpoint),
         "samples": [str(path) for path in trainer.state.samples], "stopped": trainer.state.stopped, "steps": trainer.state.step,
-        "weights": digest(trainer.run.weights.parameters.values()), "average": digest(trainer.run.weights.average.weights.values()),
+        "weights": digest(trainer.run.weights.parameters.values()), "average": trainer.run.weights.average and digest(trainer.run.weights.average.weights.values()),
         "noise": float(torch.rand(1, generator=trainer.run.state.generator)),
         "numbers": sum(p.numel() for p in trainer.run.weights.parameters.values()), "frozen": sum(here(p).numel() for p in frozen),
         "dtypes": sorted({{str(p.dtype) for p in frozen}}),
