@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['duration_text', 'size_text', 'metric_text', 'rate_text', 'Phase', 'process_memory', 'memory_text', 'phase_text',
-           'end_text', 'View', 'state_of', 'PhaseStack', 'Progress', 'SummaryRow', 'summary_rows', 'file_text',
-           'summary_text', 'PlainView', 'RichView', 'plain', 'running_table', 'summary_table', 'smooth', 'curves',
-           'curve_svg', 'curve_figure', 'live_html', 'summary_html', 'NotebookView', 'picture', 'progress_kind',
-           'make_progress']
+           'end_text', 'View', 'state_of', 'measure_phase', 'PhaseStack', 'Progress', 'SummaryRow', 'summary_rows',
+           'file_text', 'summary_text', 'PlainView', 'RichView', 'plain', 'running_table', 'summary_table', 'smooth',
+           'curves', 'curve_svg', 'curve_figure', 'live_html', 'summary_html', 'NotebookView', 'picture',
+           'progress_kind', 'make_progress']
 
 # %% ../../nbs/6_training/06_progress.ipynb #8e773aeb
 import logging
@@ -183,6 +183,17 @@ def state_of(error: BaseException | None) -> str:
     return "stopped" if isinstance(error, (KeyboardInterrupt, GeneratorExit, SystemExit)) else "failed"
 
 
+def measure_phase(
+    stack: "PhaseStack",  # with a meter, or without
+    phase: Phase | None,  # that was busy until now; None: what was measured belongs to none
+) -> None:
+    "Ask the meter, if there is one."
+    if stack.meter:
+        found = stack.meter()
+        if phase:
+            phase.peak = max(phase.peak[0], found[0]), max(phase.peak[1], found[1])
+
+# %% ../../nbs/6_training/06_progress.ipynb #5b7532e0
 class PhaseStack:
     "Phases inside phases: who is running, who has been."
 
@@ -204,7 +215,7 @@ class PhaseStack:
         self.phases.append(phase)
         self.running.append(phase)
         self.show("changed", phase, "start")
-        self.measure(self.running[-2] if phase.depth else None)
+        measure_phase(self, self.running[-2] if phase.depth else None)
         return phase
 
     def end(self, state: str = "done") -> Phase:
@@ -216,18 +227,8 @@ class PhaseStack:
             self.running[-1].inner += phase.ended - phase.began
             self.running[-1].paused = None
         self.show("changed", phase, "end")
-        self.measure(phase)
+        measure_phase(self, phase)
         return phase
-
-    def measure(
-        self,
-        phase: Phase | None,  # that was busy until now; None: what was measured belongs to none
-    ) -> None:
-        "Ask the meter, if there is one."
-        if self.meter:
-            found = self.meter()
-            if phase:
-                phase.peak = max(phase.peak[0], found[0]), max(phase.peak[1], found[1])
 
     def show(
         self,

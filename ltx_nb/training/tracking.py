@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'RECORD', 'SILENT', 'plain_numbers', 'read_lines', 'MetricsFile', 'read_metrics', 'curve', 'read_state',
            'Tracker', 'media_kind', 'WandbTracker', 'TensorboardTracker', 'TrackioTracker', 'Guarded', 'trackers_of',
-           'memory_gigabytes', 'RunRecord', 'Outlets', 'Tracking']
+           'memory_gigabytes', 'RunRecord', 'Outlets', 'Tracking', 'sum_up']
 
 # %% ../../nbs/6_training/07_tracking.ipynb #ac814c88
 import json
@@ -385,17 +385,6 @@ class Tracking:
         if self.outlets and values:
             self.outlets.log(step, values)
 
-    def sum_up(
-        self,
-        step: int,  # the last one
-        values: Mapping[str, Any],  # numbers of all of it
-        **facts,  # for its record
-    ) -> None:
-        "What is known at the end of a run."
-        if self.outlets:
-            self.log(step, values)
-            self.record.values |= facts
-
     def step(
         self,
         step: int,  # that was made
@@ -436,6 +425,18 @@ class Tracking:
     def during(self, state) -> AbstractContextManager:  # of the run: its `step`, `tracked`, `checkpoint`, `stopped`
         "Open for the length of a `with` block, and told how it ended."
         return _during(self, state) if self.active else nullcontext()
+
+# %% ../../nbs/6_training/07_tracking.ipynb #9f304052
+def sum_up(
+    tracking: Tracking,  # of a run
+    step: int,  # the last one
+    values: Mapping[str, Any],  # numbers of all of it
+    **facts,  # for its record
+) -> None:
+    "What is known at the end of a run."
+    if tracking.outlets:
+        tracking.log(step, values)
+        tracking.record.values |= facts
 
 # %% ../../nbs/6_training/07_tracking.ipynb #e749c809
 def _open(tracking: Tracking, step: int, ids: dict[str, str]) -> None:

@@ -33,7 +33,8 @@ from .memory import Measured, measured_note, measured_numbers, measured_stages, 
 from .optimizer import set_rates
 from .optimizers import optimizer_numbers
 from .processes import agree
-from .progress import Progress, make_progress
+from .progress import Progress, make_progress, measure_phase
+from .tracking import sum_up
 from .output import check_output, clear_output, sole_writer
 from ltx_nb.training.run import (
     Run,
@@ -264,7 +265,7 @@ def say_memory(
     runtime, state, processes = run.runtime, run.state, run.runtime.processes
     if processes.rank or not is_gpu(runtime.device):
         return None
-    runtime.progress.measure(runtime.progress.current())
+    measure_phase(runtime.progress, runtime.progress.current())
     try:
         plan = memory_plan(
             run.config, processes.count if processes.split else 1, sampling=bool(run.validation.requests)
@@ -278,7 +279,7 @@ def say_memory(
         runtime.progress.note(text)
     state.memory = {stage.name: stage for stage in stages}
     facts = {stage.name: {"foretold": stage.foretold, "peak": stage.peak, "held": stage.held} for stage in stages}
-    return run.tracking.sum_up(state.step, measured_numbers(stages), memory=facts)
+    return sum_up(run.tracking, state.step, measured_numbers(stages), memory=facts)
 
 # %% ../../nbs/6_training/20_trainer.ipynb #a9d39a57
 @dataclass(frozen=True)
