@@ -10,6 +10,7 @@ __all__ = ['chunks', 'leave', 'accelerate_says', 'Hosts', 'OtherProcessFailed', 
 import atexit
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -42,10 +43,14 @@ def chunks(
 _Result = TypeVar("_Result")  # of what the first process does
 
 
+_LAST_WORD = 0.3  # seconds
+
+
 def leave() -> None:
     "Close the connections: a process that ends with them open may be aborted by its own network threads."
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(_LAST_WORD)  # a thread that lets go of its last tensor needs the interpreter, and it still is there
 
 
 def accelerate_says(
