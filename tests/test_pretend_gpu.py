@@ -27,7 +27,8 @@ def run(what: str, folder: Path) -> dict[str, dict]:
 def check_memory(name: str, facts: dict, stages: set[str]) -> None:
     "What the run said that it took is what was counted, to a few scalars, and about what was foretold."
     off, beside = facts.pop("memory"), facts.pop("beside")
-    assert stages <= off.keys() and all(abs(share) < 0.05 for share in off.values()), (name, off)
+    bars = {"loading": 0.1}  # beside a model so small, what one layer takes while it is quantized is much
+    assert stages <= off.keys() and all(abs(share) < bars.get(stage, 0.05) for stage, share in off.items()), (name, off)
     assert 0 <= beside < 200, (name, beside)
 
 

@@ -247,17 +247,23 @@ class _Buffers:
     def __init__(self, device: torch.device, size: int):
         pin = pins_memory(device)
         self.memory = [torch.empty(size, dtype=torch.uint8, pin_memory=pin, device="cpu") for _ in range(_AHEAD)]
-        self.copied, self.device = [None] * _AHEAD, device
+        self.copied, self.device, self.arriving = [None] * _AHEAD, device, None
 
     def take(self, turn: int, size: int) -> Tensor:
         if mark := self.copied[turn % _AHEAD]:
             mark.synchronize()
         return self.memory[turn % _AHEAD][:size]
 
-    def copy(self, turn: int, target: Tensor) -> None:
-        target.copy_(self.memory[turn % _AHEAD][: len(target)], non_blocking=True)
+    def copy(self, turn: int, place: Place, part: slice) -> Tensor:  # the tensor on the device, as far as it is there
+        if part.start == 0:
+            self.arriving = torch.empty(place.bytes, dtype=torch.uint8, device=self.device)
+        target = self.arriving
+        target[part].copy_(self.memory[turn % _AHEAD][: part.stop - part.start], non_blocking=True)
         if runs_cuda(self.device):
             self.copied[turn % _AHEAD] = torch.cuda.current_stream(self.device).record_event()
+        if part.stop == place.bytes:
+            self.arriving = None
+        return target
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #2cf7b80b
 def read_tensors(
@@ -273,35 +279,28 @@ def read_tensors(
         files = {path: stack.enter_context(open(path, "rb", buffering=0)) for path in paths}
         readers = stack.enter_context(ThreadPoolExecutor(_AHEAD))
         most = max((place.bytes for place in places.values()), default=0)
-        buffers = _Buffers(device, min(most, _PIECE)) if is_gpu(device) else None
-
-        def arrived(turn: int, target: Tensor, done: Future) -> None:
-            done.result()
-            if buffers:
-                buffers.copy(turn, target)
-
-        turn = 0
+        buffers, turn = _Buffers(device, min(most, _PIECE)) if is_gpu(device) else None, 0
         for name, place in places.items():
-            memory = torch.empty(place.bytes, dtype=torch.uint8, device=device) if buffers else host_bytes(place.bytes)
-            for target in memory.split(_PIECE):
+            memory = None if buffers else host_bytes(place.bytes)  # a device gives it when the first piece is there
+            for start in range(0, max(place.bytes, 1), _PIECE):
+                part = slice(start, min(start + _PIECE, place.bytes))
                 if len(waiting) == _AHEAD:
-                    yield from _finish(waiting, arrived)
-                begin = place.begin + target.storage_offset()
-                to = buffers.take(turn, len(target)) if buffers else target
-                done = readers.submit(_read_at, files[place.path], to, begin)
-                whole = (name, memory, place) if begin + len(target) == place.begin + place.bytes else None
-                waiting.append((whole, turn, target, done))
+                    yield from _finish(waiting, buffers)
+                to = buffers.take(turn, part.stop - start) if buffers else memory[part]
+                done = readers.submit(_read_at, files[place.path], to, place.begin + start)
+                waiting.append((name, place, memory, part, turn, done))
                 turn += 1
         while waiting:
-            yield from _finish(waiting, arrived)
+            yield from _finish(waiting, buffers)
 
 
-def _finish(waiting: deque, arrived: Callable) -> Iterator[tuple[str, Tensor]]:
+def _finish(waiting: deque, buffers: _Buffers | None) -> Iterator[tuple[str, Tensor]]:
     "The oldest piece; with the last one of a tensor comes the tensor."
-    whole, *piece = waiting.popleft()
-    arrived(*piece)
-    if whole:
-        name, memory, place = whole
+    name, place, memory, part, turn, done = waiting.popleft()
+    done.result()
+    if buffers:
+        memory = buffers.copy(turn, place, part)
+    if part.stop == place.bytes:
         yield name, memory.view(place.dtype).view(place.shape)
 
 # %% ../../nbs/2_loading/00_checkpoint.ipynb #641546e1
