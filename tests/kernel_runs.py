@@ -1,6 +1,6 @@
 """Outputs and gradients of tiny transformers: `python tests/kernel_runs.py FILE [DEVICE [DTYPE]]`, a process of its own.
 
-Whether our own kernels are used is decided once a process: on a CPU they are with TRITON_INTERPRET=1, on a GPU without
+Whether our own kernels are used is decided once a process: on a CPU they are with LTX_NB_KERNELS=1 and TRITON_INTERPRET=1, on a GPU without
 LTX_NB_KERNELS=0. FILE gets a safetensors file of what was computed."""
 
 import sys

@@ -14,7 +14,7 @@ from ltx_nb.loading.quantization import FORMATS, dequantize, quantize
 
 pytest.importorskip("triton")
 HERE = Path(__file__).resolve().parent
-PLAIN, INTERPRETED = {"LTX_NB_KERNELS": "0"}, {"TRITON_INTERPRET": "1"}
+PLAIN, INTERPRETED = {"LTX_NB_KERNELS": "0"}, {"LTX_NB_KERNELS": "1", "TRITON_INTERPRET": "1"}
 
 
 def run(path, *where, **environment):

@@ -16,7 +16,10 @@ from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("nbs/8_tools/10_pretend_gpu.ipynb",)  # registers a device, which a process can do once, and first of all
+ALONE = (
+    "nbs/8_tools/10_pretend_gpu.ipynb",  # registers a device, which a process can do once, and first of all
+    "nbs/1_model/10_kernels.ipynb",  # has Triton interpret, which is decided when Triton is imported, and for all that follows
+)
 IN_A_PROCESS = """
 import sys
 from pathlib import Path

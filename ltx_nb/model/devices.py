@@ -166,8 +166,9 @@ def fused_kernels(
 
 @functools.cache
 def _kernels_of(device: torch.device) -> ModuleType | None:
-    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"  # to look into them
-    if device.type != "cuda" and not interpreted or os.environ.get("LTX_NB_KERNELS") == "0":
+    wanted = os.environ.get("LTX_NB_KERNELS")
+    interpreted = wanted == "1" and os.environ.get("TRITON_INTERPRET") == "1"  # on a CPU, to look into them
+    if wanted == "0" or device.type != "cuda" and not (device.type == "cpu" and interpreted):
         return None
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] < 8:
         return None

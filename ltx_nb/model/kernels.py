@@ -56,25 +56,14 @@ def dequantized(
 
 # %% ../../nbs/1_model/10_kernels.ipynb #1538f9f0
 @triton.jit
-def _places(pair, HALF: tl.constexpr, SPLIT: tl.constexpr):
-    "Where in its head the first member of a pair is, and how far from it the second."
-    if SPLIT:
-        inner = pair % HALF
-        gap = HALF
-    else:
-        inner = 2 * (pair % HALF)
-        gap = 1
-    return inner, gap
-
-
-@triton.jit
 def _norm_rotate(
     x, weight, cos, sin, out, scale, table_rows, eps,
     WIDTH: tl.constexpr, HALF: tl.constexpr, SPLIT: tl.constexpr, TURN: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     row, pair = tl.program_id(0).to(tl.int64), tl.arange(0, PAIRS)
     inside = pair < WIDTH // 2
-    inner, gap = _places(pair, HALF, SPLIT)
+    inner = pair % HALF if SPLIT else 2 * (pair % HALF)  # where in its head the first of a pair is
+    gap: tl.constexpr = HALF if SPLIT else 1  # how far from it the second
     first = pair // HALF * (2 * HALF) + inner
     a = tl.load(x + row * WIDTH + first, inside, other=0).to(tl.float32)
     b = tl.load(x + row * WIDTH + first + gap, inside, other=0).to(tl.float32)
@@ -100,7 +89,8 @@ def _norm_rotate_back(
 ):  # fmt: skip
     row, pair = tl.program_id(0).to(tl.int64), tl.arange(0, PAIRS)
     inside, head = pair < WIDTH // 2, pair // HALF
-    inner, gap = _places(pair, HALF, SPLIT)
+    inner = pair % HALF if SPLIT else 2 * (pair % HALF)  # where in its head the first of a pair is
+    gap: tl.constexpr = HALF if SPLIT else 1  # how far from it the second
     first = head * (2 * HALF) + inner
     there = grad + row // tokens * grad_sample + row % tokens * grad_token + head * grad_head + inner
     ga = tl.load(there, inside, other=0).to(tl.float32)
